@@ -1,0 +1,259 @@
+//! The REST edge: a [`CustomerUpdate`] becomes one `PUT /updateCustomer`, and Sqril's answer becomes an
+//! [`UpdatedCustomer`] or an [`Error`] that says what is known of the update's fate.
+//!
+//! What is sent is exactly what is set; nothing of a caller's metadata goes out but the request id. How JSON is
+//! written and read is in `wire`, how failures are told apart in `error`.
+
+mod credentials;
+mod error;
+mod retry;
+mod wire;
+
+use std::{
+    sync::atomic::{AtomicU16, AtomicU32, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{
+    Body, Method, Request, Response,
+    header::{
+        ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    },
+};
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+pub use self::{
+    credentials::Credentials,
+    error::{Answer, BuildError, Error, Refusal},
+};
+use crate::customer::{CustomerUpdate, Field, Remark, UpdatedCustomer};
+
+/// What Sqril's access log and ours have in common.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const USER_AGENT: &str = concat!("sqril-grpc/", env!("CARGO_PKG_VERSION"));
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// What may stand for itself in a query: RFC 3986's unreserved characters. A blank becomes `%20`, never `+`.
+const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// How Sqril is reached, and what is taken from it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Sqril's base URL; `/updateCustomer` is added to its path.
+    pub base_url: Url,
+    /// How outgoing connections find a proxy.
+    pub proxy: Proxy,
+    /// The longest time to open a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// The longest time for one PUT, from its start to the last byte of its answer.
+    pub attempt_timeout: Duration,
+    /// How long an unused connection is kept. Must be below the upstream's own keep-alive, or updates get lost on
+    /// connections that the upstream is closing.
+    pub pool_idle_timeout: Duration,
+    /// The most bytes read of the body of a 200.
+    pub max_answer_bytes: usize,
+    /// The most bytes read of the body of an error.
+    pub max_error_bytes: usize,
+}
+
+/// How outgoing connections find a proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// They do not.
+    Off,
+    /// By `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+    Environment,
+    /// By this URL, always.
+    Url(Url),
+}
+
+/// How far a call has come, readable at any time while it is under way and after.
+#[derive(Debug, Default)]
+pub struct Progress {
+    attempts: AtomicU32,
+    begun: AtomicU16,
+}
+
+impl Progress {
+    /// How many PUTs were started. Zero: no byte of the update has left.
+    pub fn attempts(&self) -> u32 {
+        self.attempts.load(Ordering::Relaxed)
+    }
+
+    /// The status of an answer that shows that the update was applied, even if its body never arrives whole.
+    pub fn begun(&self) -> Option<u16> {
+        Some(self.begun.load(Ordering::Relaxed)).filter(|status| *status != 0)
+    }
+}
+
+/// The one client of Sqril: a pool of connections, and the headers that never change.
+pub struct Client {
+    http: reqwest::Client,
+    endpoint: Url,
+    authorization: HeaderValue,
+    settings: Settings,
+}
+
+impl Client {
+    /// Builds the client; opens no connection.
+    ///
+    /// # Errors
+    /// When the system's certificates cannot be loaded, or the proxy's URL is of no use.
+    pub fn new(settings: Settings, credentials: &Credentials) -> Result<Self, BuildError> {
+        let mut endpoint = settings.base_url.clone();
+        endpoint.set_path(&format!(
+            "{}/updateCustomer",
+            endpoint.path().trim_end_matches('/')
+        ));
+
+        let http = reqwest::Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .retry(reqwest::retry::never())
+            .connect_timeout(settings.connect_timeout)
+            .pool_idle_timeout(settings.pool_idle_timeout)
+            .tls_version_min(reqwest::tls::Version::TLS_1_2)
+            .https_only(endpoint.scheme() == "https");
+        let http = match &settings.proxy {
+            Proxy::Off => http.no_proxy(),
+            Proxy::Environment => http,
+            Proxy::Url(url) => http.proxy(reqwest::Proxy::all(url.clone())?),
+        };
+        Ok(Client {
+            http: http.build()?,
+            endpoint,
+            authorization: credentials.authorization(),
+            settings,
+        })
+    }
+
+    /// Sends the update and reads the answer. `progress` can be read meanwhile.
+    pub async fn update(
+        &self,
+        update: &CustomerUpdate,
+        request_id: &str,
+        progress: &Progress,
+    ) -> Result<UpdatedCustomer, Error> {
+        let end = Instant::now() + self.settings.attempt_timeout;
+        let request = self.request(update, request_id);
+        progress.attempts.fetch_add(1, Ordering::Relaxed);
+        let response = match timeout_at(end, self.http.execute(request)).await {
+            Ok(response) => response?,
+            Err(_) => return Err(Error::TimedOut { begun: None }),
+        };
+        match response.status().as_u16() {
+            status @ (200 | 201) => self.applied(response, status, end, update, progress).await,
+            status => Err(Error::Answered(self.refused(response, status, end).await)),
+        }
+    }
+
+    fn request(&self, update: &CustomerUpdate, request_id: &str) -> Request {
+        let mut url = self.endpoint.clone();
+        let id = utf8_percent_encode(update.customer_id().expose(), QUERY_VALUE);
+        url.set_query(Some(&format!("customer_id={id}")));
+
+        let mut request = Request::new(Method::PUT, url);
+        let headers = request.headers_mut();
+        headers.insert(AUTHORIZATION, self.authorization.clone());
+        headers.insert(CONTENT_TYPE, JSON);
+        headers.insert(ACCEPT, JSON);
+        headers.extend(
+            HeaderValue::from_str(request_id)
+                .ok()
+                .map(|id| (REQUEST_ID, id)),
+        );
+        *request.body_mut() = Some(Body::from(wire::body(update)));
+        request
+    }
+
+    /// Reads the answer to an update that Sqril says it applied.
+    async fn applied(
+        &self,
+        response: Response,
+        status: u16,
+        end: Instant,
+        update: &CustomerUpdate,
+        progress: &Progress,
+    ) -> Result<UpdatedCustomer, Error> {
+        let json = is_json(response.headers());
+        if json {
+            progress.begun.store(status, Ordering::Relaxed);
+        }
+        // Without the label, nothing shows that it was Sqril who answered, so nothing shows that it was applied.
+        let unusable = if json {
+            Error::Unreadable { status }
+        } else {
+            Error::Foreign { status }
+        };
+        let body = match timeout_at(end, read(response, self.settings.max_answer_bytes)).await {
+            Ok(Some(body)) => body,
+            Ok(None) => return Err(unusable),
+            Err(_) => {
+                return Err(Error::TimedOut {
+                    begun: progress.begun(),
+                });
+            }
+        };
+        match wire::profile(&body, update) {
+            // An unlabelled object counts as Sqril's only if it names the customer.
+            Ok(customer) if json || !is_anonymous(&customer) => Ok(customer),
+            Ok(_) | Err(wire::Unusable::NotAnObject) => Err(unusable),
+            Err(wire::Unusable::OtherCustomer) => Err(Error::OtherCustomer { status }),
+        }
+    }
+
+    /// Reads any other answer. Its status alone decides, unless it is Sqril who speaks.
+    async fn refused(&self, response: Response, status: u16, end: Instant) -> Answer {
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| retry::parse_retry_after(text, SystemTime::now()));
+        let refusal = match status {
+            400..=599 => match timeout_at(end, read(response, self.settings.max_error_bytes)).await
+            {
+                Ok(Some(body)) => wire::refusal(&body),
+                Ok(None) | Err(_) => None,
+            },
+            _ => None,
+        };
+        Answer {
+            status,
+            retry_after,
+            refusal,
+        }
+    }
+}
+
+fn is_anonymous(customer: &UpdatedCustomer) -> bool {
+    customer.remarked(Field::CustomerId, Remark::Missing)
+        || customer.remarked(Field::CustomerId, Remark::Unreadable)
+}
+
+/// Whether a body is labelled as JSON, whatever the parameters (RFC 9110, section 8.3.1).
+fn is_json(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// Reads a body to its end. `None` if it is cut short or longer than the limit.
+async fn read(mut response: Response, limit: usize) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        if body.len() + chunk.len() > limit {
+            return None;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Some(body)
+}
