@@ -1,0 +1,157 @@
+//! grpc.health.v1, by tonic-health but for two rules of the protocol: nothing serves before the process is ready,
+//! and a Watch on a name that is not known answers SERVICE_UNKNOWN instead of an error.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt, stream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status, server::NamedService, transport::Endpoint};
+use tonic_health::{
+    ServingStatus,
+    pb::{
+        HealthCheckRequest, HealthCheckResponse,
+        health_check_response::ServingStatus as Wire,
+        health_client::HealthClient,
+        health_server::{Health, HealthServer},
+    },
+    server::{HealthReporter, HealthService},
+};
+
+use super::{Facade, MAX_MESSAGE_BYTES, Service};
+
+/// The names under which health is told: the process, the service, and what is seen of Sqril. The first two are
+/// readiness; nothing routes on the last.
+const NAMES: [&str; 3] = [
+    "",
+    <Service<Facade> as NamedService>::NAME,
+    "sqril.upstream",
+];
+
+/// Sets what health checks are told.
+#[derive(Clone)]
+pub struct Readiness {
+    reporter: HealthReporter,
+    serving: Arc<AtomicBool>,
+    ended: CancellationToken,
+}
+
+impl Readiness {
+    /// Not ready yet.
+    pub async fn new() -> Self {
+        let readiness = Readiness {
+            reporter: HealthReporter::new(),
+            serving: Arc::default(),
+            ended: CancellationToken::new(),
+        };
+        readiness.set(ServingStatus::NotServing).await;
+        readiness
+    }
+
+    /// The service that answers Check and Watch.
+    pub fn service(&self) -> HealthServer<impl Health> {
+        let inner = HealthService::from_health_reporter(self.reporter.clone());
+        HealthServer::new(ByProtocol {
+            inner,
+            ended: self.ended.clone(),
+        })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Serving from now on.
+    pub async fn serving(&self) {
+        self.set(ServingStatus::Serving).await;
+    }
+
+    /// No more calls, please.
+    pub async fn not_serving(&self) {
+        self.set(ServingStatus::NotServing).await;
+    }
+
+    /// Whether calls are welcome.
+    pub fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::Relaxed)
+    }
+
+    /// Ends every open Watch: each would hold its connection, and with it the process.
+    pub fn end(&self) {
+        self.ended.cancel();
+    }
+
+    async fn set(&self, status: ServingStatus) {
+        self.serving
+            .store(status == ServingStatus::Serving, Ordering::Relaxed);
+        for name in NAMES {
+            self.reporter.set_service_status(name, status).await;
+        }
+    }
+}
+
+struct ByProtocol {
+    inner: HealthService,
+    ended: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl Health for ByProtocol {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        self.inner.check(request).await
+    }
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let statuses: Self::WatchStream = match self.inner.watch(request).await {
+            Ok(known) => Box::pin(known.into_inner()),
+            Err(status) if status.code() == Code::NotFound => {
+                let unknown = HealthCheckResponse {
+                    status: Wire::ServiceUnknown.into(),
+                };
+                Box::pin(stream::iter([Ok(unknown)]).chain(stream::pending()))
+            }
+            Err(status) => return Err(status),
+        };
+        Ok(Response::new(Box::pin(
+            statuses.take_until(self.ended.clone().cancelled_owned()),
+        )))
+    }
+}
+
+/// Asks a running façade whether it serves.
+///
+/// # Errors
+/// What it says instead of SERVING, or why it says nothing.
+pub async fn probe(address: SocketAddr, service: String, wait: Duration) -> Result<(), String> {
+    let endpoint =
+        Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+    let ask = async {
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|_| format!("nobody answers at {address}"))?;
+        let answer = HealthClient::new(channel)
+            .check(HealthCheckRequest { service })
+            .await;
+        match answer.map(|answer| answer.into_inner().status()) {
+            Ok(Wire::Serving) => Ok(()),
+            Ok(other) => Err(other.as_str_name().to_owned()),
+            Err(status) => Err(status.message().to_owned()),
+        }
+    };
+    tokio::time::timeout(wait, ask)
+        .await
+        .map_err(|_| format!("no answer from {address} in time"))?
+}

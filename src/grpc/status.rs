@@ -1,0 +1,515 @@
+//! The one table from what went wrong to what the caller is told: code, reason, outcome and details.
+//!
+//! Three rules carry it. Blame follows whoever can fix it. UNAVAILABLE means that the update was certainly not
+//! applied, for meshes and clients repeat it by themselves; CANCELLED is never answered, for the same reason. Only a
+//! JSON object with a string `error_code` is Sqril speaking.
+//!
+//! No text of the upstream leaves here with a value in it that the caller sent, and no status is longer than
+//! [`MAX_ENCODED`].
+#![deny(clippy::wildcard_enum_match_arm)]
+
+mod reason;
+mod redact;
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{
+    Code, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+pub use self::reason::Reason;
+use self::redact::Redactor;
+use super::RequestId;
+use crate::{
+    customer::{CustomerUpdate, Field, Violation},
+    rest::{Answer, Error, Refusal},
+};
+
+/// The most bytes of a status on the wire: its message, and its details in base64. Clients give all metadata of a
+/// call 8 KiB or more.
+pub(super) const MAX_ENCODED: usize = 4096;
+
+/// Clients in Go, Java and C++ take this, in a trailer, as "do not repeat this call" (gRFC A6).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+const OURS: &str = "sqril-grpc";
+const SQRIL: &str = "api.sqril.com";
+/// The most fields named in a refusal: more than the contract has.
+const MAX_NAMED: usize = 24;
+/// The most characters of a field's name that Sqril gave.
+const MAX_NAME: usize = 40;
+/// The most characters of `upstream_error_code`, and of Sqril's message.
+const MAX_CODE: usize = 64;
+const MAX_MESSAGE: usize = 256;
+
+/// Everything that can end a call other than well.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The request cannot be sent.
+    Invalid(Vec<Violation>),
+    /// Too little time is left to send anything.
+    DeadlineTooShort,
+    /// The caller's deadline is about to pass.
+    DeadlinePassed {
+        /// The status of a labelled answer that had begun: the update was applied.
+        begun: Option<u16>,
+    },
+    /// The upstream did not answer with a profile.
+    Upstream(Error),
+    /// A bug of ours.
+    Panicked,
+}
+
+impl Failure {
+    /// The causes of a failed exchange, for the log: no URL, no body, no value.
+    pub(super) fn cause(&self) -> Option<String> {
+        let Failure::Upstream(error) = self else {
+            return None;
+        };
+        let causes = std::iter::successors(Some(error as &dyn std::error::Error), |cause| {
+            cause.source()
+        });
+        Some(
+            causes
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(": "),
+        )
+    }
+}
+
+/// The answer to "did my update happen?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// No byte of the update reached Sqril.
+    NotSent,
+    /// Sqril, or what stands before it, refused it.
+    Rejected,
+    /// It was sent and no trustworthy answer came.
+    Unknown,
+    /// It was applied.
+    Applied,
+}
+
+impl Outcome {
+    /// The value of `upstream_outcome`.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Outcome::NotSent => "not_sent",
+            Outcome::Rejected => "rejected",
+            Outcome::Unknown => "unknown",
+            Outcome::Applied => "applied",
+        }
+    }
+}
+
+/// What is known of a call beside its failure.
+pub(super) struct Context<'a> {
+    /// The call's name in logs and upstream.
+    pub(super) request_id: &'a RequestId,
+    /// The update, if the request was one: its values must not be repeated.
+    pub(super) update: Option<&'a CustomerUpdate>,
+    /// How many PUTs were started.
+    pub(super) attempts: u32,
+    /// A number from 0 up to 1, for the jitter of a wait that the upstream did not name.
+    pub(super) dice: f64,
+}
+
+/// What the caller is told, before it is encoded.
+pub(super) struct Verdict {
+    /// The gRPC code.
+    pub(super) code: Code,
+    /// The reason of `ErrorInfo`.
+    pub(super) reason: String,
+    /// What became of the update.
+    pub(super) outcome: Outcome,
+    /// The HTTP status of the upstream's answer.
+    pub(super) upstream_status: Option<u16>,
+    message: &'static str,
+    domain: &'static str,
+    upstream_error_code: Option<String>,
+    violations: Vec<FieldViolation>,
+    retry_in: Option<Duration>,
+    resource: Option<String>,
+    out_of_quota: bool,
+    sqril_says: Option<String>,
+}
+
+impl Verdict {
+    /// Looks a failure up in the table.
+    pub(super) fn new(failure: &Failure, context: &Context<'_>) -> Self {
+        use Outcome::{Applied, NotSent, Unknown};
+
+        let reached = if context.attempts == 0 {
+            NotSent
+        } else {
+            Unknown
+        };
+        let mut verdict = match failure {
+            Failure::Invalid(violations) => invalid(violations),
+            Failure::DeadlineTooShort => {
+                ours(Code::DeadlineExceeded, Reason::DeadlineTooShort, NotSent)
+            }
+            Failure::DeadlinePassed { begun: None } => {
+                ours(Code::DeadlineExceeded, Reason::UpstreamTimeout, reached)
+            }
+            Failure::DeadlinePassed { begun: Some(_) } => {
+                ours(Code::DeadlineExceeded, Reason::UpstreamTimeout, Applied)
+            }
+            Failure::Panicked => ours(Code::Internal, Reason::InternalError, reached),
+            Failure::Upstream(error) => match error {
+                Error::Unreachable(_) => {
+                    ours(Code::Unavailable, Reason::UpstreamUnreachable, NotSent)
+                        .retry_in(jittered(context.dice))
+                }
+                Error::Tls(_) => ours(Code::Unavailable, Reason::UpstreamTlsFailed, NotSent),
+                Error::ProxyRefused(_) => {
+                    ours(Code::Internal, Reason::EgressProxyRejected, NotSent)
+                }
+                Error::NotTaken(_) => ours(Code::Unavailable, Reason::UpstreamUnreachable, NotSent),
+                Error::Lost(_) => ours(Code::Unknown, Reason::UpstreamConnectionLost, Unknown),
+                Error::TimedOut { begun: None } => {
+                    ours(Code::DeadlineExceeded, Reason::UpstreamTimeout, Unknown)
+                }
+                Error::TimedOut { begun: Some(_) } => {
+                    ours(Code::DeadlineExceeded, Reason::UpstreamTimeout, Applied)
+                }
+                Error::Unreadable { .. } => {
+                    ours(Code::DataLoss, Reason::UpstreamResponseUnreadable, Applied)
+                }
+                Error::Foreign { .. } => {
+                    ours(Code::Unknown, Reason::UpstreamResponseForeign, Unknown)
+                }
+                Error::OtherCustomer { .. } => {
+                    ours(Code::Internal, Reason::UpstreamIdentityMismatch, Unknown)
+                }
+                Error::Answered(answer) => answered(answer, context),
+            },
+        };
+        verdict.upstream_status = match failure {
+            Failure::Upstream(error) => error.status(),
+            Failure::DeadlinePassed { begun } => *begun,
+            Failure::Invalid(_) | Failure::DeadlineTooShort | Failure::Panicked => None,
+        };
+        verdict
+    }
+
+    /// Encodes what the caller is told, leaving out what is missed least while it is too long.
+    pub(super) fn into_status(mut self, context: &Context<'_>) -> Status {
+        loop {
+            let status = self.encode(context);
+            if encoded_len(&status) <= MAX_ENCODED {
+                return status;
+            }
+            if self.violations.len() > 1 {
+                self.violations.pop();
+            } else if self.sqril_says.take().is_none() {
+                return status;
+            }
+        }
+    }
+
+    fn encode(&self, context: &Context<'_>) -> Status {
+        let request_id = context.request_id.as_str();
+        let mut metadata = HashMap::new();
+        let mut put = |key: &str, value: String| metadata.insert(key.to_owned(), value);
+        put("upstream_outcome", self.outcome.name().to_owned());
+        put("request_id", request_id.to_owned());
+        if context.attempts > 0 {
+            put("attempts", context.attempts.to_string());
+        }
+        if let Some(status) = self.upstream_status {
+            put("upstream_status", status.to_string());
+        }
+        if let Some(code) = &self.upstream_error_code {
+            put("upstream_error_code", code.clone());
+        }
+
+        let mut details = ErrorDetails::with_error_info(&self.reason, self.domain, metadata);
+        details.set_request_info(request_id, "");
+        if !self.violations.is_empty() {
+            details.set_bad_request(self.violations.clone());
+        }
+        if self.retry_in.is_some() {
+            details.set_retry_info(self.retry_in);
+        }
+        if let Some(id) = &self.resource {
+            details.set_resource_info("customer", id, "", "");
+        }
+        if self.out_of_quota {
+            details.add_quota_failure_violation(
+                SQRIL,
+                "Sqril's rate limit for the account is used up.",
+            );
+        }
+        if let Some(message) = &self.sqril_says {
+            details.set_localized_message("en-US", message);
+        }
+
+        let mut headers = MetadataMap::new();
+        headers.insert(super::REQUEST_ID, context.request_id.to_metadata());
+        if matches!(self.outcome, Outcome::Unknown | Outcome::Applied) {
+            headers.insert(PUSHBACK, MetadataValue::from_static("-1"));
+        }
+        Status::with_error_details_and_metadata(self.code, self.message, details, headers)
+    }
+
+    fn retry_in(self, wait: Duration) -> Self {
+        Verdict {
+            retry_in: Some(wait),
+            ..self
+        }
+    }
+
+    fn resource(self, update: Option<&CustomerUpdate>) -> Self {
+        Verdict {
+            resource: update.map(|update| update.customer_id().expose().to_owned()),
+            ..self
+        }
+    }
+
+    fn violations(self, violations: Vec<FieldViolation>) -> Self {
+        Verdict { violations, ..self }
+    }
+
+    /// Adds what Sqril said: its code as the reason if it is fit for one, its message without the caller's values.
+    fn in_words_of(mut self, refusal: &Refusal, redactor: &Redactor) -> Self {
+        let code: String = refusal
+            .code
+            .expose()
+            .chars()
+            .filter(|c| matches!(c, ' '..='~'))
+            .collect();
+        let reason = reason::normalized(refusal.code.expose());
+        let repeats = [Some(&code), reason.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|text| redactor.occurs_in_code(text));
+        if !repeats {
+            self.upstream_error_code = Some(cut(&code, MAX_CODE));
+            if let Some(reason) = reason {
+                self.reason = reason;
+                self.domain = SQRIL;
+            }
+        }
+        let message = refusal
+            .message
+            .as_ref()
+            .and_then(|message| redactor.redact(message.expose()));
+        self.sqril_says = message
+            .map(|message| cut(&message, MAX_MESSAGE))
+            .filter(|cut| !cut.trim().is_empty());
+        self
+    }
+}
+
+/// The bytes of a status on the wire: an upper bound, for percent-encoding does not touch our own sentences.
+fn encoded_len(status: &Status) -> usize {
+    status.message().len() + status.details().len().div_ceil(3) * 4
+}
+
+/// A wait of 1 to 1.5 seconds: long enough to matter, spread so that callers do not come back as one.
+fn jittered(dice: f64) -> Duration {
+    Duration::from_secs_f64(1.0 + dice / 2.0)
+}
+
+/// A verdict in our own words.
+fn ours(code: Code, reason: Reason, outcome: Outcome) -> Verdict {
+    Verdict {
+        code,
+        reason: reason.name().to_owned(),
+        outcome,
+        message: reason.sentence(),
+        domain: OURS,
+        upstream_status: None,
+        upstream_error_code: None,
+        violations: Vec::new(),
+        retry_in: None,
+        resource: None,
+        out_of_quota: false,
+        sqril_says: None,
+    }
+}
+
+/// Rows 1 to 3: the first row that applies gives the reason, the details have all violations.
+fn invalid(violations: &[Violation]) -> Verdict {
+    let about = |field: Option<Field>| violations.iter().any(|violation| violation.field == field);
+    let reason = if about(Some(Field::CustomerId)) {
+        Reason::InvalidCustomerId
+    } else if about(None) {
+        Reason::EmptyUpdate
+    } else {
+        Reason::InvalidFields
+    };
+    let details = violations.iter().map(|violation| FieldViolation {
+        field: violation.field.map_or("", Field::name).to_owned(),
+        description: violation.flaw.description(),
+        reason: violation.flaw.reason().to_owned(),
+        localized_message: None,
+    });
+    ours(Code::InvalidArgument, reason, Outcome::NotSent).violations(details.collect())
+}
+
+/// Rows 21 to 45: by the HTTP status first, by whether Sqril speaks second, by what it says last.
+fn answered(answer: &Answer, context: &Context<'_>) -> Verdict {
+    use Outcome::{NotSent, Rejected, Unknown};
+
+    let redactor = Redactor::new(context.update.into_iter().flat_map(CustomerUpdate::values));
+    // Sqril's code as the reason where it speaks and its code is fit for it, our own reason elsewhere.
+    let sqrils = |code, reason, outcome| match &answer.refusal {
+        Some(refusal) => ours(code, reason, outcome).in_words_of(refusal, &redactor),
+        None => ours(code, reason, outcome),
+    };
+    // Our own reason whoever speaks; Sqril's words beside it.
+    let always = |code, reason: Reason, outcome| {
+        let verdict = sqrils(code, reason, outcome);
+        Verdict {
+            reason: reason.name().to_owned(),
+            domain: OURS,
+            ..verdict
+        }
+    };
+    let wait = answer.retry_after.unwrap_or_else(|| jittered(context.dice));
+    let refusal = answer.refusal.as_ref();
+    let code = refusal.and_then(|refusal| reason::normalized(refusal.code.expose()));
+
+    match answer.status {
+        0..=299 | 600..=u16::MAX => {
+            always(Code::Unknown, Reason::UpstreamUnexpectedStatus, Unknown)
+        }
+        303 => always(Code::Unknown, Reason::UpstreamRedirected, Unknown),
+        300..=302 | 304..=399 => always(Code::Internal, Reason::UpstreamRedirected, Rejected),
+        400 => match (refusal, code.as_deref()) {
+            (None, _) => ours(Code::Internal, Reason::UpstreamResponseForeign, Rejected),
+            (Some(refusal), _) if !refusal.immutable.is_empty() => {
+                sqrils(Code::InvalidArgument, Reason::UpstreamRefused, Rejected)
+                    .violations(immutable(refusal, &redactor))
+            }
+            (Some(_), Some("KYC_REQUIRED" | "CUSTOMER_NOT_ELIGIBLE")) => {
+                sqrils(Code::FailedPrecondition, Reason::UpstreamRefused, Rejected)
+            }
+            (Some(_), Some("RESOURCE_NOT_FOUND")) => {
+                sqrils(Code::NotFound, Reason::UpstreamRefused, Rejected)
+            }
+            (Some(_), _) => sqrils(Code::InvalidArgument, Reason::UpstreamRefused, Rejected),
+        },
+        401 => always(
+            Code::Internal,
+            Reason::UpstreamCredentialsRejected,
+            Rejected,
+        ),
+        403 if refusal.is_some() => {
+            sqrils(Code::PermissionDenied, Reason::UpstreamForbidden, Rejected)
+        }
+        403 => ours(Code::Internal, Reason::UpstreamForbidden, Rejected),
+        404 if refusal.is_some() => {
+            sqrils(Code::NotFound, Reason::UpstreamRefused, Rejected).resource(context.update)
+        }
+        404 => ours(Code::Internal, Reason::UpstreamEndpointNotFound, Rejected),
+        405 | 406 | 415 | 431 | 501 | 505 => {
+            always(Code::Internal, Reason::UpstreamContractMismatch, Rejected)
+        }
+        407 | 511 => always(Code::Internal, Reason::EgressProxyRejected, NotSent),
+        408 | 425 => {
+            always(Code::Unavailable, Reason::UpstreamUnavailable, Rejected).retry_in(wait)
+        }
+        409 => sqrils(Code::Aborted, Reason::UpstreamConflict, Rejected),
+        410 => sqrils(Code::NotFound, Reason::CustomerGone, Rejected).resource(context.update),
+        402 | 412 | 423 | 428 => sqrils(
+            Code::FailedPrecondition,
+            Reason::UpstreamPreconditionFailed,
+            Rejected,
+        ),
+        413 | 414 => always(Code::InvalidArgument, Reason::RequestTooLarge, Rejected),
+        422 => {
+            let fields = refusal
+                .map(|refusal| unprocessable(refusal, &redactor))
+                .unwrap_or_default();
+            sqrils(
+                Code::InvalidArgument,
+                Reason::UpstreamUnprocessable,
+                Rejected,
+            )
+            .violations(fields)
+        }
+        429 => {
+            let verdict = sqrils(
+                Code::ResourceExhausted,
+                Reason::UpstreamRateLimited,
+                Rejected,
+            )
+            .retry_in(wait);
+            Verdict {
+                out_of_quota: true,
+                ..verdict
+            }
+        }
+        451 => sqrils(Code::PermissionDenied, Reason::UpstreamForbidden, Rejected),
+        411 | 416..=421 | 424 | 426 | 427 | 430 | 432..=450 | 452..=499 => match refusal {
+            Some(_) => sqrils(
+                Code::FailedPrecondition,
+                Reason::UpstreamUnexpectedStatus,
+                Rejected,
+            ),
+            None => ours(Code::Internal, Reason::UpstreamUnexpectedStatus, Rejected),
+        },
+        502 => always(Code::Unknown, Reason::UpstreamBadGateway, Unknown),
+        503 => {
+            let verdict = always(Code::Unavailable, Reason::UpstreamUnavailable, Rejected);
+            Verdict {
+                retry_in: answer.retry_after,
+                ..verdict
+            }
+        }
+        504 => always(Code::DeadlineExceeded, Reason::UpstreamTimeout, Unknown),
+        500 | 506..=510 | 512..=599 => sqrils(Code::Unknown, Reason::UpstreamError, Unknown),
+    }
+}
+
+/// Row 24: a violation for each field that Sqril calls immutable, under the contract's name or else Sqril's.
+fn immutable(refusal: &Refusal, redactor: &Redactor) -> Vec<FieldViolation> {
+    let mut names: Vec<String> = Vec::new();
+    for name in &refusal.immutable {
+        let name = match Field::from_name(name.expose()) {
+            Some(field) => field.name().to_owned(),
+            None => cut(
+                &redactor.redact(name.expose()).unwrap_or_default(),
+                MAX_NAME,
+            ),
+        };
+        if names.len() < MAX_NAMED && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let violations = names.into_iter().map(|field| FieldViolation {
+        field,
+        description: "Sqril does not let this field change.".to_owned(),
+        reason: "IMMUTABLE_FIELD".to_owned(),
+        localized_message: None,
+    });
+    violations.collect()
+}
+
+/// Row 37: the immutable fields, and a violation for each other field of the contract that the details name.
+fn unprocessable(refusal: &Refusal, redactor: &Redactor) -> Vec<FieldViolation> {
+    let mut violations = immutable(refusal, redactor);
+    for field in &refusal.named {
+        if !violations
+            .iter()
+            .any(|violation| violation.field == field.name())
+        {
+            violations.push(FieldViolation {
+                field: field.name().to_owned(),
+                description: "Sqril does not accept this field's value.".to_owned(),
+                reason: "REFUSED_FIELD".to_owned(),
+                localized_message: None,
+            });
+        }
+    }
+    violations
+}
+
+fn cut(text: &str, characters: usize) -> String {
+    text.chars().take(characters).collect()
+}

@@ -1,0 +1,127 @@
+//! Takes the caller's values out of texts that Sqril wrote.
+
+/// Values shorter than this (a gender, a country) occur in innocent words, so they count only as words of their own.
+const SHORT: usize = 4;
+/// Stands where a value was.
+const GAP: char = '…';
+
+/// Knows the values that no text may repeat, whatever their case.
+pub(super) struct Redactor {
+    /// Folded, longest first: a value may hold another.
+    values: Vec<Vec<char>>,
+}
+
+impl Redactor {
+    pub(super) fn new<'a>(values: impl Iterator<Item = &'a str>) -> Self {
+        let mut values: Vec<Vec<char>> = values.map(fold).collect();
+        values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+        Redactor { values }
+    }
+
+    /// The text without control characters and without values. `None` if a value would still show.
+    pub(super) fn redact(&self, text: &str) -> Option<String> {
+        let mut text: Vec<char> = text.chars().filter(|c| !c.is_control()).collect();
+        for value in &self.values {
+            let mut kept = Vec::with_capacity(text.len());
+            let mut at = 0;
+            while at < text.len() {
+                if occurs_at(&text, at, value) {
+                    kept.push(GAP);
+                    at += value.len();
+                } else {
+                    kept.push(text[at]);
+                    at += 1;
+                }
+            }
+            text = kept;
+        }
+        let clean = !self
+            .values
+            .iter()
+            .any(|value| (0..text.len()).any(|at| occurs_at(&text, at, value)));
+        clean.then(|| text.into_iter().collect())
+    }
+
+    /// Whether an error code holds a value. A short value is part of too many codes to count unless it is the whole.
+    pub(super) fn occurs_in_code(&self, code: &str) -> bool {
+        let code = fold(code);
+        self.values.iter().any(|value| match value.len() < SHORT {
+            true => code == *value,
+            false => code.windows(value.len()).any(|window| window == value),
+        })
+    }
+}
+
+/// Lower case, one character for each character, so that places in both texts agree.
+fn fold(text: &str) -> Vec<char> {
+    text.chars().map(folded).collect()
+}
+
+fn folded(c: char) -> char {
+    if c.is_ascii() {
+        c.to_ascii_lowercase()
+    } else {
+        c.to_lowercase().next().unwrap_or(c)
+    }
+}
+
+fn occurs_at(text: &[char], at: usize, value: &[char]) -> bool {
+    let Some(part) = text.get(at..at + value.len()) else {
+        return false;
+    };
+    if !part.iter().zip(value).all(|(a, b)| folded(*a) == *b) {
+        return false;
+    }
+    let joined = |neighbour: Option<&char>| neighbour.is_some_and(|c| c.is_alphanumeric());
+    value.len() >= SHORT
+        || !(joined(at.checked_sub(1).and_then(|i| text.get(i)))
+            || joined(text.get(at + value.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_taken_out() {
+        let cases: [(&[&str], &str, Option<&str>); 9] = [
+            (
+                &["john@example.com"],
+                "john@example.com is taken",
+                Some("… is taken"),
+            ),
+            (&["john"], "JOHN and Johnny", Some("… and …ny")),
+            (
+                &["Jl. Thamrin", "Jl. Thamrin No. 88"],
+                "at Jl. Thamrin No. 88!",
+                Some("at …!"),
+            ),
+            (
+                &["ID"],
+                "INVALID for ID, (id) and ID2",
+                Some("INVALID for …, (…) and ID2"),
+            ),
+            (&["M"], "M", Some("…")),
+            (&["ÉCLAIR"], "un éclair", Some("un …")),
+            (&["a\u{2026}b", "wxyz"], "awxyzb", None),
+            (&["john"], "jo\u{0}hn", Some("…")),
+            (&["john"], "nothing here", Some("nothing here")),
+        ];
+        for (values, text, expected) in cases {
+            let redactor = Redactor::new(values.iter().copied());
+            assert_eq!(
+                redactor.redact(text).as_deref(),
+                expected,
+                "{values:?} {text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn codes_that_hold_values() {
+        let redactor = Redactor::new(["ID", "JohnDoe"].into_iter());
+        assert!(!redactor.occurs_in_code("INVALID_ID"));
+        assert!(redactor.occurs_in_code("id"));
+        assert!(redactor.occurs_in_code("JOHNDOE_EXISTS"));
+    }
+}
