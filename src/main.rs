@@ -1,0 +1,89 @@
+//! The life of the process, in order: arguments, configuration, log, build, run, exit code.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command answers, and why it cannot"
+)]
+
+use std::{error::Error, process::ExitCode};
+
+use clap::{Parser, error::ErrorKind};
+use sqril_grpc::{
+    app::App,
+    config::{Cli, Command, Faults, HealthArgs, SandboxArgs, ServeArgs},
+    grpc::health,
+    sandbox::Sandbox,
+    shutdown, telemetry,
+};
+use tokio::net::TcpListener;
+use tracing::info;
+
+/// The configuration cannot be used (`EX_USAGE` of sysexits.h).
+const BAD_CONFIGURATION: u8 = 64;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print());
+            let asked_for = matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            );
+            return if asked_for {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(BAD_CONFIGURATION)
+            };
+        }
+    };
+    let result = match cli.command {
+        Command::Serve(args) => serve(args).await,
+        Command::Sandbox(args) => sandbox(args).await,
+        Command::Health(args) => ask_health(args).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sqril-grpc: {error}");
+            let code = if error.is::<Faults>() {
+                BAD_CONFIGURATION
+            } else {
+                1
+            };
+            ExitCode::from(code)
+        }
+    }
+}
+
+async fn serve(args: ServeArgs) -> Result<(), Box<dyn Error>> {
+    let config = args.check()?;
+    if config.check_config {
+        print!("{config}");
+        return Ok(());
+    }
+    telemetry::init(config.log_format);
+    let stop = shutdown::signals()?;
+    App::build(config).await?.run(stop).await
+}
+
+async fn sandbox(args: SandboxArgs) -> Result<(), Box<dyn Error>> {
+    let config = args.check()?;
+    telemetry::init(config.log_format);
+    let stop = shutdown::signals()?;
+    let sandbox = Sandbox::new(TcpListener::bind(config.listen).await?);
+    info!(http = %sandbox.address()?, "serving");
+    tokio::select! {
+        never = sandbox.run() => match never {},
+        signal = stop => info!(signal, "stopped"),
+    }
+    Ok(())
+}
+
+async fn ask_health(args: HealthArgs) -> Result<(), Box<dyn Error>> {
+    let config = args.check()?;
+    health::probe(config.addr, config.service, config.timeout).await?;
+    println!("SERVING");
+    Ok(())
+}
