@@ -20,12 +20,12 @@ use tonic::{Code, Request, Response, Status};
 use tracing::info;
 
 use self::{
-    deadline::Deadline,
+    deadline::deadline,
     status::{Context, Failure, Outcome, Verdict},
 };
 pub use self::{request_id::RequestId, status::Reason};
 use crate::{
-    customer::CustomerUpdate,
+    customer::{CustomerUpdate, UpdatedCustomer},
     pb::{
         UpdateCustomerRequest, UpdateCustomerResponse,
         customer_service_server::{CustomerService, CustomerServiceServer as Service},
@@ -86,30 +86,28 @@ impl CustomerService for Facade {
         &self,
         request: Request<UpdateCustomerRequest>,
     ) -> Result<Response<UpdateCustomerResponse>, Status> {
-        let deadline = Deadline::of(request.metadata(), self.deadlines);
         let call = Arc::new(Call {
             request_id: RequestId::of(request.metadata()),
             progress: Progress::default(),
             started: Instant::now(),
         });
+        // Answered without a wait, for tonic's own timer is about to fire and knows no details.
+        let Some(deadline) = deadline(request.metadata(), self.deadlines) else {
+            return Err(call.failed(&Failure::DeadlineTooShort, None, false));
+        };
         let (caller, answer) = oneshot::channel();
-        let task = Arc::clone(&call).run(
+        self.running.spawn(Arc::clone(&call).run(
             Arc::clone(&self.rest),
             request.into_inner(),
-            deadline,
             caller,
-        );
-        self.running.spawn(task);
-        match timeout_at(deadline.at(), answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_gone)) => Err(call.panicked()),
-            Err(_elapsed) => Err(call.deadline_passed()),
-        }
+        ));
+        call.wait(answer, deadline).await
     }
 }
 
 /// Who waits for the end of a call.
-type Caller = oneshot::Sender<Result<Response<UpdateCustomerResponse>, Status>>;
+type Caller = oneshot::Sender<Answer>;
+type Answer = Result<Response<UpdateCustomerResponse>, Status>;
 
 /// One call, from the door to the line in the log.
 struct Call {
@@ -123,62 +121,71 @@ impl Call {
         self: Arc<Self>,
         rest: Arc<rest::Client>,
         request: UpdateCustomerRequest,
-        deadline: Deadline,
         caller: Caller,
     ) {
-        let (update, result) = match CustomerUpdate::try_from(request) {
-            Err(violations) => (None, Err(Failure::Invalid(violations))),
-            Ok(update) if deadline.is_too_short() => (Some(update), Err(Failure::DeadlineTooShort)),
-            Ok(update) => {
-                let result = rest
-                    .update(&update, self.request_id.as_str(), &self.progress)
-                    .await;
-                (Some(update), result.map_err(Failure::Upstream))
+        let result = match CustomerUpdate::try_from(request) {
+            Err(violations) => {
+                Err(self.failed(&Failure::Invalid(violations), None, caller.is_closed()))
             }
+            Ok(update) => match rest
+                .update(&update, self.request_id.as_str(), &self.progress)
+                .await
+            {
+                Ok(customer) => Ok(self.succeeded(customer, &update, caller.is_closed())),
+                Err(error) => {
+                    Err(self.failed(&Failure::Upstream(error), Some(&update), caller.is_closed()))
+                }
+            },
         };
-        let update = update.as_ref();
-        let result = match result {
-            Ok(customer) => {
-                let response = UpdateCustomerResponse::from(customer);
-                self.log(Ok(&response), update, caller.is_closed());
-                Ok(self.respond(response))
-            }
-            Err(failure) => {
-                let context = self.context(update);
-                let verdict = Verdict::new(&failure, &context);
-                self.log(Err((&failure, &verdict)), update, caller.is_closed());
-                Err(verdict.into_status(&context))
-            }
-        };
+        // A caller that has left was told by row 14, or has told itself.
         drop(caller.send(result));
     }
 
-    /// Row 14: the caller is told in time; the task goes on and writes down how it ended.
-    fn deadline_passed(&self) -> Status {
-        let context = self.context(None);
-        Verdict::new(
-            &Failure::DeadlinePassed {
-                begun: self.progress.begun(),
-            },
-            &context,
-        )
-        .into_status(&context)
+    /// Rows 14 and 46: a deadline that passes is told in time, while the task goes on and writes down how it ended; a
+    /// task that is gone has panicked.
+    async fn wait(
+        &self,
+        answer: oneshot::Receiver<Answer>,
+        deadline: tokio::time::Instant,
+    ) -> Answer {
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_gone)) => Err(self.failed(&Failure::Panicked, None, false)),
+            Err(_elapsed) => {
+                let context = self.context(None);
+                let failure = Failure::DeadlinePassed {
+                    begun: self.progress.begun(),
+                };
+                Err(Verdict::new(&failure, &context).into_status(&context))
+            }
+        }
     }
 
-    /// Row 46: the task is gone, so the line is written here.
-    fn panicked(&self) -> Status {
-        let context = self.context(None);
-        let verdict = Verdict::new(&Failure::Panicked, &context);
-        self.log(Err((&Failure::Panicked, &verdict)), None, false);
-        verdict.into_status(&context)
-    }
-
-    fn respond(&self, response: UpdateCustomerResponse) -> Response<UpdateCustomerResponse> {
+    fn succeeded(
+        &self,
+        customer: UpdatedCustomer,
+        update: &CustomerUpdate,
+        caller_gone: bool,
+    ) -> Response<UpdateCustomerResponse> {
+        let response = UpdateCustomerResponse::from(customer);
+        self.log(Ok(&response), Some(update), caller_gone);
         let mut response = Response::new(response);
         response
             .metadata_mut()
             .insert(REQUEST_ID, self.request_id.to_metadata());
         response
+    }
+
+    fn failed(
+        &self,
+        failure: &Failure,
+        update: Option<&CustomerUpdate>,
+        caller_gone: bool,
+    ) -> Status {
+        let context = self.context(update);
+        let verdict = Verdict::new(failure, &context);
+        self.log(Err((failure, &verdict)), update, caller_gone);
+        verdict.into_status(&context)
     }
 
     fn context<'a>(&'a self, update: Option<&'a CustomerUpdate>) -> Context<'a> {
@@ -218,5 +225,38 @@ impl Call {
             duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "call"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt;
+
+    use super::*;
+
+    /// Row 46: the caller of a task that panicked is told what is known of its update.
+    #[tokio::test]
+    async fn row_46_panic() {
+        for (attempts, outcome) in [(0, "not_sent"), (1, "unknown")] {
+            let call = Arc::new(Call {
+                request_id: RequestId::of(&tonic::metadata::MetadataMap::new()),
+                progress: Progress::started(attempts),
+                started: Instant::now(),
+            });
+            let (caller, answer) = oneshot::channel::<Answer>();
+            let task = tokio::spawn(async move {
+                let _caller = caller;
+                panic!("on purpose");
+            });
+            let later = tokio::time::Instant::now() + Duration::from_secs(60);
+            let status = call.wait(answer, later).await.unwrap_err();
+            assert!(task.await.unwrap_err().is_panic());
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!(
+                (status.code(), info.reason.as_str()),
+                (Code::Internal, "INTERNAL_ERROR")
+            );
+            assert_eq!(info.metadata["upstream_outcome"], outcome);
+        }
     }
 }

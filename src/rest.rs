@@ -81,6 +81,14 @@ pub struct Progress {
 }
 
 impl Progress {
+    #[cfg(test)]
+    pub(crate) fn started(attempts: u32) -> Self {
+        Progress {
+            attempts: attempts.into(),
+            ..Progress::default()
+        }
+    }
+
     /// How many PUTs were started. Zero: no byte of the update has left.
     pub fn attempts(&self) -> u32 {
         self.attempts.load(Ordering::Relaxed)

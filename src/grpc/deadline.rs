@@ -10,42 +10,14 @@ use super::Deadlines;
 /// How long before the caller's deadline our answer leaves, so that it arrives in time.
 const MARGIN: Duration = Duration::from_millis(20);
 
-/// The end of one call.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
-    at: Instant,
-    too_short: bool,
-}
-
-impl Deadline {
-    /// The end of a call that has just arrived with this metadata.
-    pub(super) fn of(metadata: &MetadataMap, limits: Deadlines) -> Self {
-        let asked = metadata
-            .get("grpc-timeout")
-            .and_then(|value| parse_grpc_timeout(value.to_str().ok()?));
-        let left = asked.unwrap_or(limits.max).min(limits.max);
-        let too_short = left < limits.floor;
-        // Where nothing will be sent there is nothing to wait for.
-        let wait = if too_short {
-            limits.max
-        } else {
-            left.saturating_sub(MARGIN)
-        };
-        Deadline {
-            at: Instant::now() + wait,
-            too_short,
-        }
-    }
-
-    /// When the caller must be answered.
-    pub(super) fn at(&self) -> Instant {
-        self.at
-    }
-
-    /// Whether there is too little time to send anything.
-    pub(super) fn is_too_short(&self) -> bool {
-        self.too_short
-    }
+/// When the caller of a call that has just arrived must be answered. `None` if too little time is left to send
+/// anything.
+pub(super) fn deadline(metadata: &MetadataMap, limits: Deadlines) -> Option<Instant> {
+    let asked = metadata
+        .get("grpc-timeout")
+        .and_then(|value| parse_grpc_timeout(value.to_str().ok()?));
+    let left = asked.unwrap_or(limits.max).min(limits.max);
+    (left >= limits.floor).then(|| Instant::now() + left.saturating_sub(MARGIN))
 }
 
 /// At most 8 digits and a unit (gRPC over HTTP/2, "Timeout"). Anything else is as if it was not there.
@@ -103,22 +75,21 @@ mod tests {
             floor: Duration::from_millis(50),
         };
         let cases = [
-            (None, Duration::from_millis(29_980), false),
-            (Some("1S"), Duration::from_millis(980), false),
-            (Some("60S"), Duration::from_millis(29_980), false),
-            (Some("50m"), Duration::from_millis(30), false),
-            (Some("49m"), Duration::from_secs(30), true),
-            (Some("0n"), Duration::from_secs(30), true),
-            (Some("nonsense"), Duration::from_millis(29_980), false),
+            (None, Some(29_980)),
+            (Some("1S"), Some(980)),
+            (Some("60S"), Some(29_980)),
+            (Some("50m"), Some(30)),
+            (Some("49m"), None),
+            (Some("0n"), None),
+            (Some("nonsense"), Some(29_980)),
         ];
-        for (asked, wait, too_short) in cases {
+        for (asked, wait) in cases {
             let mut metadata = MetadataMap::new();
             if let Some(asked) = asked {
                 metadata.insert("grpc-timeout", asked.parse().unwrap());
             }
-            let deadline = Deadline::of(&metadata, limits);
-            assert_eq!(deadline.at() - Instant::now(), wait, "{asked:?}");
-            assert_eq!(deadline.is_too_short(), too_short, "{asked:?}");
+            let wait = wait.map(|wait| Instant::now() + Duration::from_millis(wait));
+            assert_eq!(deadline(&metadata, limits), wait, "{asked:?}");
         }
     }
 }

@@ -124,9 +124,15 @@ impl Health for ByProtocol {
             }
             Err(status) => return Err(status),
         };
-        Ok(Response::new(Box::pin(
-            statuses.take_until(self.ended.clone().cancelled_owned()),
-        )))
+        let ended = self.ended.clone();
+        let until_the_end = stream::unfold((statuses, ended), async |(mut statuses, ended)| {
+            tokio::select! {
+                biased; // The last status is still told.
+                status = statuses.next() => Some((status?, (statuses, ended))),
+                () = ended.cancelled() => None,
+            }
+        });
+        Ok(Response::new(Box::pin(until_the_end)))
     }
 }
 

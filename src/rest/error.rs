@@ -105,7 +105,7 @@ impl From<reqwest::Error> for Error {
         let causes = || std::iter::successors(error.source(), |cause| source_of(*cause));
         if error.is_connect() {
             // The tunnel's error type is not public; its text is all there is.
-            if causes().any(|cause| cause.to_string() == "proxy authorization required") {
+            if causes().any(|cause| cause.to_string().ends_with("proxy authorization required")) {
                 Error::ProxyRefused(error)
             } else if causes().any(is_tls) {
                 Error::Tls(error)
