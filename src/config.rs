@@ -62,7 +62,7 @@ pub struct ServeArgs {
     #[arg(long, env = "SQRIL_GRPC_TRUST_NETWORK", value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_value = "false", default_missing_value = "true")]
     trust_network: String,
-    /// Sqril's base URL [default: https://api.sqril.com]
+    /// Sqril's base URL; without it, that of Sqril's production.
     #[arg(long, env = "SQRIL_GRPC_UPSTREAM_URL", value_name = "URL")]
     upstream_url: Option<String>,
     /// Call the upstream without TLS although it is off loopback: the secret and all values travel readable.
@@ -74,7 +74,8 @@ pub struct ServeArgs {
         long,
         env = "SQRIL_GRPC_UPSTREAM_PROXY",
         value_name = "URL",
-        default_value = "off"
+        default_value = "off",
+        hide_env_values = true
     )]
     upstream_proxy: String,
     /// Client id at Sqril. Needed, or --client-id-file.

@@ -1,4 +1,47 @@
-//! x
+//! A gRPC façade for Sqril's customer API.
+//!
+//! # The flow
+//!
+//! ```text
+//! pb::UpdateCustomerRequest ──grpc::request──▶ customer::CustomerUpdate ──rest::Client──▶ PUT /updateCustomer
+//! pb::UpdateCustomerResponse ◀─grpc::response── customer::UpdatedCustomer ◀──rest::wire── 200
+//! tonic::Status ◀──────────────grpc::status──── rest::Error, customer::Violation ◀─────── everything else
+//! ```
+//!
+//! # The rooms
+//!
+//! | room | what lives there |
+//! | --- | --- |
+//! | `main` | the life of the process, in order |
+//! | [`config`] | flags and environment, read and checked before a socket opens |
+//! | [`app`] | the one place where the parts meet: listeners, services, the end |
+//! | [`customer`] | the domain: ids, updates, profiles, fields and what can be wrong with them |
+//! | [`grpc`] | the gRPC edge: the method, protobuf to domain and back, the one table of failures, health, reflection |
+//! | [`rest`] | the REST edge, its mirror: the PUT, JSON, what can become of a request, credentials |
+//! | [`pb`] | what is generated from the contract |
+//! | [`shutdown`], [`telemetry`], [`admin`] | how the process leaves, and what is seen of it from outside |
+//! | [`sandbox`] | the embedded Sqril |
+//!
+//! Arrows point one way: `customer` knows no other room, `rest` knows `customer`, `grpc` knows `customer`, `pb` and
+//! the types of `rest`; only `app` sees all. tonic is named in `pb`, `grpc` and `app` alone, reqwest in `rest`.
+//!
+//! # Decisions
+//!
+//! - **Presence is exact.** What is set is sent, what is not set is not. Only syntax is checked here: business rules are
+//!   Sqril's, and a copy of them would be wrong one day.
+//! - **Applied is applied.** An update that Sqril applied is never an error because a part of the answer is new or odd;
+//!   so answers are read member by member, and what cannot be read is named in a warning.
+//! - **Every error says what became of the update.** UNAVAILABLE only where it was certainly not applied, for meshes and
+//!   clients repeat it by themselves; CANCELLED never.
+//! - **Only a JSON object with a string `error_code` is Sqril speaking.** Anything else comes from something in
+//!   between, and never becomes an answer about the customer.
+//! - **A PUT that was sent is seen through**, even if its caller leaves: dropping it would undo nothing, lose the
+//!   answer, and cost a pooled connection. So each call runs in a task of its own.
+//! - **Readiness follows the process, never Sqril**: an outage there must not take every replica out of a mesh.
+//! - **No value that identifies a person, and no secret, in a log or an error.** Such texts are
+//!   [`customer::Private`], which shows nothing of itself; what Sqril says is searched for the caller's values first.
+//! - **There is no trait for the client** until there is a second one: tests fake the network, not our own code.
+
 pub mod admin;
 pub mod app;
 pub mod config;

@@ -97,8 +97,8 @@ fn demand(holds: bool, flaw: Flaw) -> Result<(), Flaw> {
 }
 
 fn is_email(text: &str) -> bool {
-    text.rsplit_once('@')
-        .is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty())
+    let inner = text.as_bytes().get(1..text.len() - 1);
+    inner.is_some_and(|inner| inner.contains(&b'@'))
 }
 
 /// E.164 has at most 15 digits; the shortest numbers in use, country code included, have 7.
@@ -162,6 +162,9 @@ mod tests {
             (Field::Email, "\"a@b\"@c".into(), Ok(())),
             (Field::Email, "@b".into(), Err(Flaw::Email)),
             (Field::Email, "a@".into(), Err(Flaw::Email)),
+            (Field::Email, "@".into(), Err(Flaw::Email)),
+            (Field::Email, "x".into(), Err(Flaw::Email)),
+            (Field::Email, "a@@".into(), Ok(())),
             (Field::Email, "ab".into(), Err(Flaw::Email)),
             (Field::Phone, "+1234567".into(), Ok(())),
             (Field::Phone, "+123456".into(), Err(Flaw::Phone)),

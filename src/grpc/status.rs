@@ -275,19 +275,19 @@ impl Verdict {
 
     /// Adds what Sqril said: its code as the reason if it is fit for one, its message without the caller's values.
     fn in_words_of(mut self, refusal: &Refusal, redactor: &Redactor) -> Self {
-        let code: String = refusal
+        let printable = refusal
             .code
             .expose()
             .chars()
-            .filter(|c| matches!(c, ' '..='~'))
-            .collect();
+            .filter(|c| matches!(c, ' '..='~'));
+        let code: String = printable.take(MAX_CODE).collect();
         let reason = reason::normalized(refusal.code.expose());
         let repeats = [Some(&code), reason.as_ref()]
             .into_iter()
             .flatten()
             .any(|text| redactor.occurs_in_code(text));
         if !repeats {
-            self.upstream_error_code = Some(cut(&code, MAX_CODE));
+            self.upstream_error_code = Some(code);
             if let Some(reason) = reason {
                 self.reason = reason;
                 self.domain = SQRIL;
@@ -296,10 +296,8 @@ impl Verdict {
         let message = refusal
             .message
             .as_ref()
-            .and_then(|message| redactor.redact(message.expose()));
-        self.sqril_says = message
-            .map(|message| cut(&message, MAX_MESSAGE))
-            .filter(|cut| !cut.trim().is_empty());
+            .and_then(|message| redactor.redact(message.expose(), MAX_MESSAGE));
+        self.sqril_says = message.filter(|message| !message.trim().is_empty());
         self
     }
 }
@@ -473,10 +471,7 @@ fn immutable(refusal: &Refusal, redactor: &Redactor) -> Vec<FieldViolation> {
     for name in &refusal.immutable {
         let name = match Field::from_name(name.expose()) {
             Some(field) => field.name().to_owned(),
-            None => cut(
-                &redactor.redact(name.expose()).unwrap_or_default(),
-                MAX_NAME,
-            ),
+            None => redactor.redact(name.expose(), MAX_NAME).unwrap_or_default(),
         };
         if names.len() < MAX_NAMED && !names.contains(&name) {
             names.push(name);
@@ -508,8 +503,4 @@ fn unprocessable(refusal: &Refusal, redactor: &Redactor) -> Vec<FieldViolation> 
         }
     }
     violations
-}
-
-fn cut(text: &str, characters: usize) -> String {
-    text.chars().take(characters).collect()
 }

@@ -18,8 +18,9 @@ impl Redactor {
         Redactor { values }
     }
 
-    /// The text without control characters and without values. `None` if a value would still show.
-    pub(super) fn redact(&self, text: &str) -> Option<String> {
+    /// The text without control characters and without values, cut to so many characters. `None` if a value would
+    /// still show.
+    pub(super) fn redact(&self, text: &str, characters: usize) -> Option<String> {
         let mut text: Vec<char> = text.chars().filter(|c| !c.is_control()).collect();
         for value in &self.values {
             let mut kept = Vec::with_capacity(text.len());
@@ -35,6 +36,7 @@ impl Redactor {
             }
             text = kept;
         }
+        text.truncate(characters);
         let clean = !self.occur_in(&text, char::is_alphanumeric);
         clean.then(|| text.into_iter().collect())
     }
@@ -84,7 +86,7 @@ mod tests {
 
     #[test]
     fn values_are_taken_out() {
-        let cases: [(&[&str], &str, Option<&str>); 9] = [
+        let cases: [(&[&str], &str, Option<&str>); 11] = [
             (
                 &["john@example.com"],
                 "john@example.com is taken",
@@ -106,11 +108,18 @@ mod tests {
             (&["a…bcdef", "wxyz"], "awxyzbcdef", None),
             (&["john"], "jo\u{0}hn", Some("…")),
             (&["john"], "nothing here", Some("nothing here")),
+            // Cutting makes a word of what was none.
+            (
+                &["QX"],
+                "0123456789 0123456789 0123456789 01 abcQXQX",
+                Some("0123456789 0123456789 0123456789 01 abcQ"),
+            ),
+            (&["QX"], "0123456789 0123456789 0123456789 01   QXQX", None),
         ];
         for (values, text, expected) in cases {
             let redactor = Redactor::new(values.iter().copied());
             assert_eq!(
-                redactor.redact(text).as_deref(),
+                redactor.redact(text, 40).as_deref(),
                 expected,
                 "{values:?} {text:?}"
             );
