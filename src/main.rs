@@ -5,9 +5,9 @@
     reason = "what a command answers, and why it cannot"
 )]
 
-use std::{error::Error, process::ExitCode};
+use std::{env, error::Error, process::ExitCode};
 
-use clap::{Parser, error::ErrorKind};
+use clap::error::ErrorKind;
 use sqril_grpc::{
     app::App,
     config::{Cli, Command, Faults, HealthArgs, SandboxArgs, ServeArgs},
@@ -23,7 +23,7 @@ const BAD_CONFIGURATION: u8 = 64;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             drop(error.print());
@@ -59,8 +59,8 @@ async fn main() -> ExitCode {
 
 async fn serve(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     let config = args.check()?;
-    if config.check_config {
-        print!("{config}");
+    if let Some(effective) = config.show {
+        print!("{effective}");
         return Ok(());
     }
     telemetry::init(config.log_format);

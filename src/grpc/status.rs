@@ -10,6 +10,7 @@
 
 mod reason;
 mod redact;
+mod violations;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -20,7 +21,7 @@ use tonic::{
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 pub use self::reason::Reason;
-use self::redact::Redactor;
+use self::{reason::Reason as Why, redact::Redactor};
 use super::RequestId;
 use crate::{
     customer::{CustomerUpdate, Field, Violation},
@@ -35,10 +36,6 @@ pub(super) const MAX_ENCODED: usize = 4096;
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 const OURS: &str = "sqril-grpc";
 const SQRIL: &str = "api.sqril.com";
-/// The most fields named in a refusal: more than the contract has.
-const MAX_NAMED: usize = 24;
-/// The most characters of a field's name that Sqril gave.
-const MAX_NAME: usize = 40;
 /// The most characters of `upstream_error_code`, and of Sqril's message.
 const MAX_CODE: usize = 64;
 const MAX_MESSAGE: usize = 256;
@@ -139,6 +136,8 @@ pub(super) struct Verdict {
 impl Verdict {
     /// Looks a failure up in the table.
     pub(super) fn new(failure: &Failure, context: &Context<'_>) -> Self {
+        use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable};
+        use Failure::Upstream;
         use Outcome::{Applied, NotSent, Unknown};
 
         let reached = if context.attempts == 0 {
@@ -148,44 +147,32 @@ impl Verdict {
         };
         let mut verdict = match failure {
             Failure::Invalid(violations) => invalid(violations),
-            Failure::DeadlineTooShort => {
-                ours(Code::DeadlineExceeded, Reason::DeadlineTooShort, NotSent)
+            Failure::DeadlineTooShort => ours(DeadlineExceeded, Why::DeadlineTooShort, NotSent),
+            Failure::DeadlinePassed { begun } => {
+                let outcome = if begun.is_some() { Applied } else { reached };
+                ours(DeadlineExceeded, Why::UpstreamTimeout, outcome)
             }
-            Failure::DeadlinePassed { begun: None } => {
-                ours(Code::DeadlineExceeded, Reason::UpstreamTimeout, reached)
+            Failure::Panicked => ours(Internal, Why::InternalError, reached),
+            Upstream(Error::Unreachable(_)) => ours(Unavailable, Why::UpstreamUnreachable, NotSent)
+                .retry_in(jittered(context.dice)),
+            Upstream(Error::Tls(_)) => ours(Unavailable, Why::UpstreamTlsFailed, NotSent),
+            Upstream(Error::ProxyRefused(_)) => ours(Internal, Why::EgressProxyRejected, NotSent),
+            Upstream(Error::NotTaken(_)) => ours(Unavailable, Why::UpstreamUnreachable, NotSent),
+            Upstream(Error::Lost(_)) => ours(Code::Unknown, Why::UpstreamConnectionLost, Unknown),
+            Upstream(Error::TimedOut { begun }) => {
+                let outcome = if begun.is_some() { Applied } else { Unknown };
+                ours(DeadlineExceeded, Why::UpstreamTimeout, outcome)
             }
-            Failure::DeadlinePassed { begun: Some(_) } => {
-                ours(Code::DeadlineExceeded, Reason::UpstreamTimeout, Applied)
+            Upstream(Error::Unreadable { .. }) => {
+                ours(DataLoss, Why::UpstreamResponseUnreadable, Applied)
             }
-            Failure::Panicked => ours(Code::Internal, Reason::InternalError, reached),
-            Failure::Upstream(error) => match error {
-                Error::Unreachable(_) => {
-                    ours(Code::Unavailable, Reason::UpstreamUnreachable, NotSent)
-                        .retry_in(jittered(context.dice))
-                }
-                Error::Tls(_) => ours(Code::Unavailable, Reason::UpstreamTlsFailed, NotSent),
-                Error::ProxyRefused(_) => {
-                    ours(Code::Internal, Reason::EgressProxyRejected, NotSent)
-                }
-                Error::NotTaken(_) => ours(Code::Unavailable, Reason::UpstreamUnreachable, NotSent),
-                Error::Lost(_) => ours(Code::Unknown, Reason::UpstreamConnectionLost, Unknown),
-                Error::TimedOut { begun: None } => {
-                    ours(Code::DeadlineExceeded, Reason::UpstreamTimeout, Unknown)
-                }
-                Error::TimedOut { begun: Some(_) } => {
-                    ours(Code::DeadlineExceeded, Reason::UpstreamTimeout, Applied)
-                }
-                Error::Unreadable { .. } => {
-                    ours(Code::DataLoss, Reason::UpstreamResponseUnreadable, Applied)
-                }
-                Error::Foreign { .. } => {
-                    ours(Code::Unknown, Reason::UpstreamResponseForeign, Unknown)
-                }
-                Error::OtherCustomer { .. } => {
-                    ours(Code::Internal, Reason::UpstreamIdentityMismatch, Unknown)
-                }
-                Error::Answered(answer) => answered(answer, context),
-            },
+            Upstream(Error::Foreign { .. }) => {
+                ours(Code::Unknown, Why::UpstreamResponseForeign, Unknown)
+            }
+            Upstream(Error::OtherCustomer { .. }) => {
+                ours(Internal, Why::UpstreamIdentityMismatch, Unknown)
+            }
+            Upstream(Error::Answered(answer)) => answered(answer, context),
         };
         verdict.upstream_status = match failure {
             Failure::Upstream(error) => error.status(),
@@ -313,7 +300,7 @@ fn jittered(dice: f64) -> Duration {
 }
 
 /// A verdict in our own words.
-fn ours(code: Code, reason: Reason, outcome: Outcome) -> Verdict {
+fn ours(code: Code, reason: Why, outcome: Outcome) -> Verdict {
     Verdict {
         code,
         reason: reason.name().to_owned(),
@@ -331,176 +318,111 @@ fn ours(code: Code, reason: Reason, outcome: Outcome) -> Verdict {
 }
 
 /// Rows 1 to 3: the first row that applies gives the reason, the details have all violations.
-fn invalid(violations: &[Violation]) -> Verdict {
-    let about = |field: Option<Field>| violations.iter().any(|violation| violation.field == field);
-    let reason = if about(Some(Field::CustomerId)) {
-        Reason::InvalidCustomerId
+fn invalid(found: &[Violation]) -> Verdict {
+    let about = |field: Option<Field>| found.iter().any(|violation| violation.field == field);
+    let why = if about(Some(Field::CustomerId)) {
+        Why::InvalidCustomerId
     } else if about(None) {
-        Reason::EmptyUpdate
+        Why::EmptyUpdate
     } else {
-        Reason::InvalidFields
+        Why::InvalidFields
     };
-    let details = violations.iter().map(|violation| FieldViolation {
-        field: violation.field.map_or("", Field::name).to_owned(),
-        description: violation.flaw.description(),
-        reason: violation.flaw.reason().to_owned(),
-        localized_message: None,
-    });
-    ours(Code::InvalidArgument, reason, Outcome::NotSent).violations(details.collect())
+    ours(Code::InvalidArgument, why, Outcome::NotSent).violations(violations::found(found))
 }
 
 /// Rows 21 to 45: by the HTTP status first, by whether Sqril speaks second, by what it says last.
 fn answered(answer: &Answer, context: &Context<'_>) -> Verdict {
+    use Code::{Aborted, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument};
+    use Code::{NotFound, PermissionDenied, ResourceExhausted, Unavailable};
     use Outcome::{NotSent, Rejected, Unknown};
 
     let redactor = Redactor::new(context.update.into_iter().flat_map(CustomerUpdate::values));
-    // Sqril's code as the reason where it speaks and its code is fit for it, our own reason elsewhere.
-    let sqrils = |code, reason, outcome| match &answer.refusal {
-        Some(refusal) => ours(code, reason, outcome).in_words_of(refusal, &redactor),
-        None => ours(code, reason, outcome),
+    let refusal = answer.refusal.as_ref();
+    // Sqril's code as the reason where it speaks and its code is fit for one, our own reason elsewhere.
+    let sqrils = |code, why, outcome| match refusal {
+        Some(refusal) => ours(code, why, outcome).in_words_of(refusal, &redactor),
+        None => ours(code, why, outcome),
     };
-    // Our own reason whoever speaks; Sqril's words beside it.
-    let always = |code, reason: Reason, outcome| {
-        let verdict = sqrils(code, reason, outcome);
+    // Our own reason whoever speaks, with Sqril's words beside it.
+    let always = |code, why: Why, outcome| {
+        let reason = why.name().to_owned();
         Verdict {
-            reason: reason.name().to_owned(),
+            reason,
             domain: OURS,
-            ..verdict
+            ..sqrils(code, why, outcome)
         }
     };
     let wait = answer.retry_after.unwrap_or_else(|| jittered(context.dice));
-    let refusal = answer.refusal.as_ref();
-    let code = refusal.and_then(|refusal| reason::normalized(refusal.code.expose()));
 
     match answer.status {
-        0..=299 | 600..=u16::MAX => {
-            always(Code::Unknown, Reason::UpstreamUnexpectedStatus, Unknown)
-        }
-        303 => always(Code::Unknown, Reason::UpstreamRedirected, Unknown),
-        300..=302 | 304..=399 => always(Code::Internal, Reason::UpstreamRedirected, Rejected),
-        400 => match (refusal, code.as_deref()) {
-            (None, _) => ours(Code::Internal, Reason::UpstreamResponseForeign, Rejected),
-            (Some(refusal), _) if !refusal.immutable.is_empty() => {
-                sqrils(Code::InvalidArgument, Reason::UpstreamRefused, Rejected)
-                    .violations(immutable(refusal, &redactor))
-            }
-            (Some(_), Some("KYC_REQUIRED" | "CUSTOMER_NOT_ELIGIBLE")) => {
-                sqrils(Code::FailedPrecondition, Reason::UpstreamRefused, Rejected)
-            }
-            (Some(_), Some("RESOURCE_NOT_FOUND")) => {
-                sqrils(Code::NotFound, Reason::UpstreamRefused, Rejected)
-            }
-            (Some(_), _) => sqrils(Code::InvalidArgument, Reason::UpstreamRefused, Rejected),
+        0..=299 | 600.. => always(Code::Unknown, Why::UpstreamUnexpectedStatus, Unknown),
+        303 => always(Code::Unknown, Why::UpstreamRedirected, Unknown),
+        300..=302 | 304..=399 => always(Internal, Why::UpstreamRedirected, Rejected),
+        400 => match refusal {
+            None => ours(Internal, Why::UpstreamResponseForeign, Rejected),
+            Some(refusal) => sqrils(bad_request(refusal), Why::UpstreamRefused, Rejected)
+                .violations(violations::immutable(refusal, &redactor)),
         },
-        401 => always(
-            Code::Internal,
-            Reason::UpstreamCredentialsRejected,
-            Rejected,
-        ),
-        403 if refusal.is_some() => {
-            sqrils(Code::PermissionDenied, Reason::UpstreamForbidden, Rejected)
-        }
-        403 => ours(Code::Internal, Reason::UpstreamForbidden, Rejected),
+        401 => always(Internal, Why::UpstreamCredentialsRejected, Rejected),
+        403 if refusal.is_some() => sqrils(PermissionDenied, Why::UpstreamForbidden, Rejected),
+        403 => ours(Internal, Why::UpstreamForbidden, Rejected),
         404 if refusal.is_some() => {
-            sqrils(Code::NotFound, Reason::UpstreamRefused, Rejected).resource(context.update)
+            sqrils(NotFound, Why::UpstreamRefused, Rejected).resource(context.update)
         }
-        404 => ours(Code::Internal, Reason::UpstreamEndpointNotFound, Rejected),
+        404 => ours(Internal, Why::UpstreamEndpointNotFound, Rejected),
         405 | 406 | 415 | 431 | 501 | 505 => {
-            always(Code::Internal, Reason::UpstreamContractMismatch, Rejected)
+            always(Internal, Why::UpstreamContractMismatch, Rejected)
         }
-        407 | 511 => always(Code::Internal, Reason::EgressProxyRejected, NotSent),
-        408 | 425 => {
-            always(Code::Unavailable, Reason::UpstreamUnavailable, Rejected).retry_in(wait)
-        }
-        409 => sqrils(Code::Aborted, Reason::UpstreamConflict, Rejected),
-        410 => sqrils(Code::NotFound, Reason::CustomerGone, Rejected).resource(context.update),
+        407 | 511 => always(Internal, Why::EgressProxyRejected, NotSent),
+        408 | 425 => always(Unavailable, Why::UpstreamUnavailable, Rejected).retry_in(wait),
+        409 => sqrils(Aborted, Why::UpstreamConflict, Rejected),
+        410 => sqrils(NotFound, Why::CustomerGone, Rejected).resource(context.update),
         402 | 412 | 423 | 428 => sqrils(
-            Code::FailedPrecondition,
-            Reason::UpstreamPreconditionFailed,
+            FailedPrecondition,
+            Why::UpstreamPreconditionFailed,
             Rejected,
         ),
-        413 | 414 => always(Code::InvalidArgument, Reason::RequestTooLarge, Rejected),
-        422 => {
-            let fields = refusal
-                .map(|refusal| unprocessable(refusal, &redactor))
-                .unwrap_or_default();
-            sqrils(
-                Code::InvalidArgument,
-                Reason::UpstreamUnprocessable,
-                Rejected,
-            )
-            .violations(fields)
-        }
+        413 | 414 => always(InvalidArgument, Why::RequestTooLarge, Rejected),
+        422 => sqrils(InvalidArgument, Why::UpstreamUnprocessable, Rejected).violations(
+            refusal.map_or_else(Vec::new, |refusal| {
+                violations::unprocessable(refusal, &redactor)
+            }),
+        ),
         429 => {
-            let verdict = sqrils(
-                Code::ResourceExhausted,
-                Reason::UpstreamRateLimited,
-                Rejected,
-            )
-            .retry_in(wait);
+            let verdict = sqrils(ResourceExhausted, Why::UpstreamRateLimited, Rejected);
             Verdict {
                 out_of_quota: true,
-                ..verdict
+                ..verdict.retry_in(wait)
             }
         }
-        451 => sqrils(Code::PermissionDenied, Reason::UpstreamForbidden, Rejected),
-        411 | 416..=421 | 424 | 426 | 427 | 430 | 432..=450 | 452..=499 => match refusal {
-            Some(_) => sqrils(
-                Code::FailedPrecondition,
-                Reason::UpstreamUnexpectedStatus,
-                Rejected,
-            ),
-            None => ours(Code::Internal, Reason::UpstreamUnexpectedStatus, Rejected),
-        },
-        502 => always(Code::Unknown, Reason::UpstreamBadGateway, Unknown),
+        451 => sqrils(PermissionDenied, Why::UpstreamForbidden, Rejected),
+        411 | 416..=421 | 424 | 426 | 427 | 430 | 432..=450 | 452..=499 => {
+            let code = if refusal.is_some() {
+                FailedPrecondition
+            } else {
+                Internal
+            };
+            sqrils(code, Why::UpstreamUnexpectedStatus, Rejected)
+        }
+        502 => always(Code::Unknown, Why::UpstreamBadGateway, Unknown),
         503 => {
-            let verdict = always(Code::Unavailable, Reason::UpstreamUnavailable, Rejected);
+            let verdict = always(Unavailable, Why::UpstreamUnavailable, Rejected);
             Verdict {
                 retry_in: answer.retry_after,
                 ..verdict
             }
         }
-        504 => always(Code::DeadlineExceeded, Reason::UpstreamTimeout, Unknown),
-        500 | 506..=510 | 512..=599 => sqrils(Code::Unknown, Reason::UpstreamError, Unknown),
+        504 => always(DeadlineExceeded, Why::UpstreamTimeout, Unknown),
+        500 | 506..=510 | 512..=599 => sqrils(Code::Unknown, Why::UpstreamError, Unknown),
     }
 }
 
-/// Row 24: a violation for each field that Sqril calls immutable, under the contract's name or else Sqril's.
-fn immutable(refusal: &Refusal, redactor: &Redactor) -> Vec<FieldViolation> {
-    let mut names: Vec<String> = Vec::new();
-    for name in &refusal.immutable {
-        let name = match Field::from_name(name.expose()) {
-            Some(field) => field.name().to_owned(),
-            None => redactor.redact(name.expose(), MAX_NAME).unwrap_or_default(),
-        };
-        if names.len() < MAX_NAMED && !names.contains(&name) {
-            names.push(name);
-        }
+/// Rows 24 and 25: what Sqril says with a 400. Immutable fields outweigh the code.
+fn bad_request(refusal: &Refusal) -> Code {
+    match reason::normalized(refusal.code.expose()).as_deref() {
+        _ if !refusal.immutable.is_empty() => Code::InvalidArgument,
+        Some("KYC_REQUIRED" | "CUSTOMER_NOT_ELIGIBLE") => Code::FailedPrecondition,
+        Some("RESOURCE_NOT_FOUND") => Code::NotFound,
+        Some(_) | None => Code::InvalidArgument,
     }
-    let violations = names.into_iter().map(|field| FieldViolation {
-        field,
-        description: "Sqril does not let this field change.".to_owned(),
-        reason: "IMMUTABLE_FIELD".to_owned(),
-        localized_message: None,
-    });
-    violations.collect()
-}
-
-/// Row 37: the immutable fields, and a violation for each other field of the contract that the details name.
-fn unprocessable(refusal: &Refusal, redactor: &Redactor) -> Vec<FieldViolation> {
-    let mut violations = immutable(refusal, redactor);
-    for field in &refusal.named {
-        if !violations
-            .iter()
-            .any(|violation| violation.field == field.name())
-        {
-            violations.push(FieldViolation {
-                field: field.name().to_owned(),
-                description: "Sqril does not accept this field's value.".to_owned(),
-                reason: "REFUSED_FIELD".to_owned(),
-                localized_message: None,
-            });
-        }
-    }
-    violations
 }

@@ -75,7 +75,7 @@ fn what_is_refused() {
         (
             &["--client-id="],
             true,
-            "--client-id (SQRIL_GRPC_CLIENT_ID): must not be empty",
+            "--client-id (SQRIL_GRPC_CLIENT_ID): needed",
         ),
         (&["--client-id=c", "--client-id-file=x"], true, "not both"),
         (
@@ -179,7 +179,7 @@ fn check_config_shows_all_but_secrets() {
         "SQRIL_GRPC_CLIENT_ID=some-id",
         "SQRIL_GRPC_CLIENT_SECRET=[hidden]",
         "SQRIL_GRPC_ATTEMPT_TIMEOUT=1m 500ms",
-        "SQRIL_GRPC_UPSTREAM_URL=https://api.sqril.com/",
+        "SQRIL_GRPC_UPSTREAM_URL=https://api.sqril.com",
     ] {
         assert!(said.lines().any(|shown| shown == line), "{line} in {said}");
     }

@@ -1,0 +1,147 @@
+//! From texts to values, and the faults that are found on the way.
+
+use std::{fmt, fs, net::SocketAddr, str::FromStr, time::Duration};
+
+use jiff::SignedDuration;
+use url::{Host, Url};
+
+use super::{LogFormat, cli::variable};
+use crate::rest;
+
+/// Everything that is wrong with a configuration, a line each.
+#[derive(Debug, Default)]
+pub struct Faults(Vec<String>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration cannot be used:")?;
+        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}
+
+impl std::error::Error for Faults {}
+
+impl Faults {
+    pub(super) fn add(&mut self, flag: &str, what: impl fmt::Display) {
+        self.0
+            .push(format!("--{flag} ({}): {what}", variable(flag)));
+    }
+
+    pub(super) fn demand(&mut self, flag: &str, holds: bool, what: &str) {
+        if !holds {
+            self.add(flag, what);
+        }
+    }
+
+    /// Reads a value; a fault leaves a stand-in, which nobody sees because faults end in an error.
+    pub(super) fn read<T>(
+        &mut self,
+        flag: &str,
+        text: &str,
+        read: impl FnOnce(&str) -> Result<T, &'static str>,
+        or: T,
+    ) -> T {
+        read(text.trim()).unwrap_or_else(|what| {
+            self.add(flag, what);
+            or
+        })
+    }
+
+    pub(super) fn or<T>(self, value: T) -> Result<T, Faults> {
+        if self.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(self)
+        }
+    }
+}
+
+/// Stands in for an address that cannot be read.
+pub(super) const NOWHERE: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(
+    std::net::Ipv4Addr::LOCALHOST,
+    0,
+));
+/// Stands in for a time that cannot be read.
+pub(super) const MOMENT: Duration = Duration::ZERO;
+
+pub(super) fn stand_in_url() -> Url {
+    Url::parse("https://stand-in.invalid").expect("a legal URL")
+}
+
+pub(super) fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "must be an IP address and a port, such as 127.0.0.1:50051")
+}
+
+pub(super) fn switch(text: &str) -> Result<bool, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "on" | "1" | "yes" => Ok(true),
+        "false" | "off" | "0" | "no" | "" => Ok(false),
+        _ => Err("must be on or off, or true or false"),
+    }
+}
+
+pub(super) fn time(text: &str) -> Result<Duration, &'static str> {
+    const FORM: &str = "must be a time above zero, such as 250ms, 10s or 1m";
+    let time = SignedDuration::from_str(text)
+        .ok()
+        .and_then(|time| Duration::try_from(time).ok());
+    time.filter(|time| !time.is_zero() && *time <= Duration::from_secs(86_400))
+        .ok_or(FORM)
+}
+
+pub(super) fn bytes(text: &str) -> Result<usize, &'static str> {
+    let bytes = text
+        .parse()
+        .ok()
+        .filter(|bytes| (1..=16 * 1024 * 1024).contains(bytes));
+    bytes.ok_or("must be a number of bytes, from 1 to 16777216")
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, &'static str> {
+    match text {
+        "json" => Ok(LogFormat::Json),
+        "text" => Ok(LogFormat::Text),
+        _ => Err("must be json or text"),
+    }
+}
+
+pub(super) fn base_url(text: &str) -> Result<Url, &'static str> {
+    let url = Url::parse(text).map_err(|_| "must be a URL, such as https://api.sqril.com")?;
+    if !matches!(url.scheme(), "https" | "http") {
+        Err("must be https, or http on loopback")
+    } else if !url.username().is_empty() || url.password().is_some() {
+        Err("must not hold credentials; they have flags of their own")
+    } else if url.query().is_some() || url.fragment().is_some() {
+        Err("must not hold a query or a fragment")
+    } else {
+        Ok(url)
+    }
+}
+
+pub(super) fn proxy(text: &str) -> Result<rest::Proxy, &'static str> {
+    match text {
+        "off" | "" => Ok(rest::Proxy::Off),
+        "env" => Ok(rest::Proxy::Environment),
+        _ => match Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(rest::Proxy::Url(url)),
+            _ => Err("must be an http or https URL, env or off"),
+        },
+    }
+}
+
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
+/// A file's text without the newline that editors leave at its end.
+pub(super) fn contents(file: &str) -> Result<String, String> {
+    let text = fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
+}
