@@ -39,7 +39,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The upstream's client cannot be built.
-    #[error("cannot build the upstream's client: {0}")]
+    #[error("cannot build the upstream's client: {0}; are the system's CA certificates there?")]
     Client(#[from] rest::BuildError),
 }
 

@@ -130,6 +130,8 @@ impl Client {
             .tls_version_min(reqwest::tls::Version::TLS_1_2)
             .https_only(endpoint.scheme() == "https");
         let http = match &settings.proxy {
+            // No TLS at all: then the system's certificates need not be there.
+            Proxy::Off if endpoint.scheme() == "http" => http.no_proxy().tls_certs_only([]),
             Proxy::Off => http.no_proxy(),
             Proxy::Environment => http,
             Proxy::Url(url) => http.proxy(reqwest::Proxy::all(url.clone())?),

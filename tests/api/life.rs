@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use tokio::net::TcpListener;
+use tonic::Code;
 
 use crate::support::{CLIENT_SECRET, Facade, Reply, Upstream, a_profile, an_update, json, program};
 
@@ -232,6 +233,25 @@ async fn an_address_that_is_taken() {
             "{said}"
         );
     }
+}
+
+/// Without the system's certificates there is no https, but there is a sandbox.
+#[tokio::test]
+async fn without_certificates() {
+    let nowhere = [
+        ("SSL_CERT_FILE", "/no/such/file"),
+        ("SSL_CERT_DIR", "/no/such/folder"),
+    ];
+    let sandbox = Facade::start(&["--sandbox"], &nowhere).await;
+    sandbox
+        .refused(an_update())
+        .await
+        .is(Code::NotFound, "RESOURCE_NOT_FOUND", "rejected");
+
+    let variables = [&nowhere[..], &[("SQRIL_GRPC_CLIENT_SECRET", "s")]].concat();
+    let (code, said) = run(&["--client-id=c", "--listen=127.0.0.1:0"], &variables);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("CA certificates"), "{said}");
 }
 
 /// What was accepted gets its answer; what comes later is not taken; the exit code is 0.
