@@ -37,10 +37,11 @@ use url::{Url, form_urlencoded};
 
 use self::{
     answer::{Answer, Ending},
-    profile::Profile,
+    profile::{Profile, UPDATABLE},
 };
 use crate::rest::Credentials;
 
+const NAMES: [&str; 2] = ["name_first", "name_last"];
 const CLIENT_ID: &str = "sandbox-client";
 const CLIENT_SECRET: &str = "sandbox-secret";
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -208,7 +209,7 @@ fn update(id: Option<&str>, asked: &Map<String, Value>, state: &State) -> Answer
     if id != profile::CUSTOMER_ID {
         return Answer::error(404, "RESOURCE_NOT_FOUND", "The customer is not known.");
     }
-    if let Err(answer) = profile::check(asked) {
+    if let Err(answer) = check(asked) {
         return answer;
     }
     let mut customer = state
@@ -217,4 +218,48 @@ fn update(id: Option<&str>, asked: &Map<String, Value>, state: &State) -> Answer
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     customer.apply(asked);
     Answer::json(200, &customer.to_json())
+}
+
+/// Refuses what Sqril refuses: names, an empty update, values of a wrong type, unknown codes.
+fn check(asked: &Map<String, Value>) -> Result<(), Answer> {
+    let names: Vec<_> = NAMES
+        .into_iter()
+        .filter(|name| asked.contains_key(*name))
+        .collect();
+    if !names.is_empty() {
+        return Err(Answer::immutable(names));
+    }
+    if !asked.keys().any(|name| UPDATABLE.contains(&name.as_str())) {
+        return Err(Answer::error(
+            400,
+            "MISSING_REQUIRED_FIELD",
+            "Provide at least one field to update.",
+        ));
+    }
+    for (name, value) in asked
+        .iter()
+        .filter(|(name, _)| UPDATABLE.contains(&name.as_str()))
+    {
+        let legal = match (name.as_str(), value.as_str()) {
+            (_, None) => false,
+            ("occupation", Some(code)) => {
+                let number = code
+                    .strip_prefix("OCC")
+                    .and_then(|number| number.parse::<u8>().ok());
+                number.is_some_and(|number| {
+                    (1..=11).contains(&number) && format!("OCC{number}") == code
+                })
+            }
+            ("ic_type", Some(code)) => matches!(code, "NIC" | "PP" | "WEP"),
+            (_, Some(_)) => true,
+        };
+        if !legal {
+            return Err(Answer::error(
+                400,
+                "INVALID_REQUEST",
+                &format!("The value of {name} is not supported."),
+            ));
+        }
+    }
+    Ok(())
 }

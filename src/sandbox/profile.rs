@@ -3,14 +3,13 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::answer::Answer;
 use crate::customer::Field;
 
 /// The customer that exists at the start.
 pub(super) const CUSTOMER_ID: &str = "cus_sandbox";
 
-const NAMES: [&str; 2] = ["name_first", "name_last"];
-const UPDATABLE: [&str; 12] = [
+/// What may be changed.
+pub(super) const UPDATABLE: [&str; 12] = [
     "email",
     "phone",
     "occupation",
@@ -28,50 +27,6 @@ const UPDATABLE: [&str; 12] = [
 /// Whether Sqril has a field of that name.
 pub(super) fn is_known(name: &str) -> bool {
     Field::from_name(name).is_some()
-}
-
-/// Refuses what Sqril refuses: names, an empty update, values of a wrong type, unknown codes.
-pub(super) fn check(asked: &Map<String, Value>) -> Result<(), Answer> {
-    let names: Vec<_> = NAMES
-        .into_iter()
-        .filter(|name| asked.contains_key(*name))
-        .collect();
-    if !names.is_empty() {
-        return Err(Answer::immutable(names));
-    }
-    if !asked.keys().any(|name| UPDATABLE.contains(&name.as_str())) {
-        return Err(Answer::error(
-            400,
-            "MISSING_REQUIRED_FIELD",
-            "Provide at least one field to update.",
-        ));
-    }
-    for (name, value) in asked
-        .iter()
-        .filter(|(name, _)| UPDATABLE.contains(&name.as_str()))
-    {
-        let legal = match (name.as_str(), value.as_str()) {
-            (_, None) => false,
-            ("occupation", Some(code)) => {
-                let number = code
-                    .strip_prefix("OCC")
-                    .and_then(|number| number.parse::<u8>().ok());
-                number.is_some_and(|number| {
-                    (1..=11).contains(&number) && format!("OCC{number}") == code
-                })
-            }
-            ("ic_type", Some(code)) => matches!(code, "NIC" | "PP" | "WEP"),
-            (_, Some(_)) => true,
-        };
-        if !legal {
-            return Err(Answer::error(
-                400,
-                "INVALID_REQUEST",
-                &format!("The value of {name} is not supported."),
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// A customer's profile.
