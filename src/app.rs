@@ -1,18 +1,23 @@
 //! The one place where the parts meet. Building binds every socket and tells where; running serves until it is told
 //! to stop.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{error::Error, io, net::SocketAddr};
 
-use tokio::net::TcpListener;
-use tonic::transport::{Server, server::TcpIncoming};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
 use tracing::{info, warn};
 use url::Url;
 
 use crate::{
     admin, config,
     grpc::{Facade, health::Readiness, reflection},
-    rest,
+    incoming, rest,
     sandbox::{self, Sandbox},
+    shutdown::Signals,
 };
 
 /// A façade with its sockets bound, not serving yet.
@@ -22,7 +27,8 @@ pub struct App {
     facade: Facade,
     readiness: Readiness,
     reflection: bool,
-    drain_timeout: Duration,
+    incoming: incoming::Limits,
+    drain: config::Drain,
     sandbox: Option<Sandbox>,
     upstream: Url,
 }
@@ -63,63 +69,69 @@ impl App {
         Ok(App {
             grpc: bind(config.listen).await?,
             admin: bind(config.admin_listen).await?,
-            facade: Facade::new(client, config.deadlines),
+            facade: Facade::new(client, config.deadlines, config.admission),
             readiness: Readiness::new().await,
             reflection: config.reflection,
-            drain_timeout: config.drain_timeout,
+            incoming: config.incoming,
+            drain: config.drain,
             sandbox,
             upstream: url,
         })
     }
 
-    /// Serves until `stop` ends, then finishes what runs.
+    /// Serves until it is told to stop, then finishes what runs.
     ///
     /// # Errors
-    /// When a listener fails.
-    pub async fn run(
-        self,
-        stop: impl Future<Output = &'static str>,
-    ) -> Result<(), Box<dyn std::error::Error>> {
+    /// When a socket is gone, or what was built into the program for reflection cannot be read.
+    pub async fn run(self, mut signals: Signals) -> Result<(), Box<dyn Error>> {
         let (grpc, admin) = (self.grpc.local_addr()?, self.admin.local_addr()?);
         if let Some(sandbox) = self.sandbox {
             tokio::spawn(sandbox.run());
         }
         tokio::spawn(admin::run(self.admin, self.readiness.clone()));
+        tokio::spawn(
+            self.readiness
+                .clone()
+                .follow(self.facade.upstream_healthy()),
+        );
 
-        let running = self.facade.running();
-        let (stopped, stopping) = tokio::sync::oneshot::channel();
-        let readiness = self.readiness.clone();
-        let mut server = Server::builder()
-            .add_service(self.facade.service())
-            .add_service(self.readiness.service());
+        let mut routes = Routes::new(self.facade.clone().service());
+        routes = routes.add_service(self.readiness.service());
         if self.reflection {
             let (v1, v1alpha) = reflection::services()?;
-            server = server.add_service(v1).add_service(v1alpha);
+            routes = routes.add_service(v1).add_service(v1alpha);
         }
-        let incoming = TcpIncoming::from(self.grpc).with_nodelay(Some(true));
-        let serving = server.serve_with_incoming_shutdown(incoming, async move {
-            let signal = stop.await;
-            readiness.not_serving().await;
-            info!(signal, "draining");
-            readiness.end();
-            let _ = stopped.send(());
-        });
-
+        let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
+        tokio::spawn(incoming::serve(
+            self.grpc,
+            routes.prepare(),
+            self.incoming,
+            drain.clone(),
+            connections.clone(),
+        ));
         self.readiness.serving().await;
         info!(%grpc, %admin, upstream = %self.upstream, version = env!("CARGO_PKG_VERSION"), "serving");
+
+        let signal = signals.next().await;
+        self.readiness.not_serving().await;
+        info!(signal, "draining");
         let drained = async {
-            serving.await?;
-            running.close();
-            running.wait().await;
-            Ok::<_, tonic::transport::Error>(())
-        };
-        let too_late = async {
-            drop(stopping.await);
-            tokio::time::sleep(self.drain_timeout).await;
+            // Until those who route have seen that we are about to leave, calls are still welcome.
+            sleep(self.drain.delay).await;
+            drain.cancel();
+            self.readiness.end();
+            let last = async {
+                self.facade.drain().await;
+                connections.wait().await;
+            };
+            timeout(self.drain.timeout, last).await
         };
         tokio::select! {
-            result = drained => { result?; info!("drained"); }
-            () = too_late => warn!("drain timeout: ended with calls or connections open"),
+            drained = drained => match drained {
+                Ok(()) => info!("drained"),
+                Err(_) => warn!("drain timeout: ended with calls or connections open"),
+            },
+            signal = signals.next() => warn!(signal, "ended at once by a second signal"),
         }
         Ok(())
     }

@@ -12,14 +12,14 @@ use std::{env, net::SocketAddr, time::Duration};
 use secrecy::SecretString;
 
 use self::read::{
-    MOMENT, NOWHERE, address, base_url, bytes, contents, is_loopback, log_format, proxy,
-    stand_in_url, switch, time,
+    MOMENT, NOWHERE, address, base_url, bytes, contents, count, count_or_none, is_loopback,
+    log_format, proxy, share, stand_in_url, switch, time, time_or_none,
 };
 pub use self::{
     cli::{Cli, Command, HealthArgs, SandboxArgs, ServeArgs},
     read::Faults,
 };
-use crate::{grpc::Deadlines, rest};
+use crate::{admission, grpc::Deadlines, incoming, rest};
 
 const SECRET_VARIABLE: &str = "SQRIL_GRPC_CLIENT_SECRET";
 
@@ -36,14 +36,27 @@ pub struct Serve {
     pub credentials: Option<rest::Credentials>,
     /// How much time a call has.
     pub deadlines: Deadlines,
-    /// How long running calls may take to finish at the end.
-    pub drain_timeout: Duration,
+    /// How many calls are taken.
+    pub admission: admission::Limits,
+    /// How connections are taken.
+    pub incoming: incoming::Limits,
+    /// How the process leaves.
+    pub drain: Drain,
     /// Whether reflection is served.
     pub reflection: bool,
     /// The form of the log.
     pub log_format: LogFormat,
     /// Where this is only to be shown: every flag's value, a line each, secrets hidden.
     pub show: Option<String>,
+}
+
+/// How the process leaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// How long calls are still welcome after health checks say NOT_SERVING.
+    pub delay: Duration,
+    /// How long running calls may then take to finish.
+    pub timeout: Duration,
 }
 
 /// What `sandbox` is to do.
@@ -97,13 +110,36 @@ impl ServeArgs {
                 max: faults.read("max-deadline", &self.max_deadline, time, Duration::MAX),
                 floor: faults.read("deadline-floor", &self.deadline_floor, time, MOMENT),
             },
-            drain_timeout: faults.read("drain-timeout", &self.drain_timeout, time, MOMENT),
+            admission: admission::Limits {
+                in_flight: faults.read("max-in-flight", &self.max_in_flight, count, 1),
+                queued: faults.read("max-queued", &self.max_queued, count_or_none, 0),
+            },
+            incoming: self.incoming(&mut faults),
+            drain: Drain {
+                delay: match &self.drain_delay {
+                    None if sandbox => Duration::ZERO,
+                    given => {
+                        let given = given.as_deref().unwrap_or("5s");
+                        faults.read("drain-delay", given, time_or_none, MOMENT)
+                    }
+                },
+                timeout: faults.read("drain-timeout", &self.drain_timeout, time, MOMENT),
+            },
             reflection: faults.read("reflection", &self.reflection, switch, false),
             log_format: faults.read("log-format", &self.log_format, log_format, LogFormat::Json),
             show: check_config.then(|| self.effective()),
         };
         self.check_together(&config, sandbox, &mut faults);
         faults.or(config)
+    }
+
+    fn incoming(&self, faults: &mut Faults) -> incoming::Limits {
+        incoming::Limits {
+            connections: faults.read("max-connections", &self.max_connections, count, 1),
+            preface: faults.read("preface-timeout", &self.preface_timeout, time, MOMENT),
+            age: faults.read("max-connection-age", &self.max_connection_age, time, MOMENT),
+            grace: time(&self.max_deadline).unwrap_or_default(),
+        }
     }
 
     fn upstream(&self, faults: &mut Faults) -> rest::Settings {
@@ -129,6 +165,14 @@ impl ServeArgs {
                 MOMENT,
             ),
             max_answer_bytes: faults.read("max-answer-bytes", &self.max_answer_bytes, bytes, 1),
+            max_connections: faults.read(
+                "upstream-connections",
+                &self.upstream_connections,
+                count,
+                1,
+            ),
+            retry_budget: faults.read("retry-budget", &self.retry_budget, share, 0.0),
+            breaker: faults.read("breaker", &self.breaker, switch, false),
             max_error_bytes: faults.read("max-error-bytes", &self.max_error_bytes, bytes, 1),
         }
     }

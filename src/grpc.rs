@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::oneshot, time::timeout_at};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant as Moment, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status};
 use tracing::info;
@@ -25,6 +28,7 @@ use self::{
 };
 pub use self::{request_id::RequestId, status::Reason};
 use crate::{
+    admission::{self, Admission},
     customer::{CustomerUpdate, UpdatedCustomer},
     pb::{
         UpdateCustomerRequest, UpdateCustomerResponse,
@@ -54,22 +58,31 @@ pub struct Deadlines {
 pub struct Facade {
     rest: Arc<rest::Client>,
     deadlines: Deadlines,
+    admission: Arc<Admission>,
     running: TaskTracker,
 }
 
 impl Facade {
-    /// Answers by this client.
-    pub fn new(rest: rest::Client, deadlines: Deadlines) -> Self {
+    /// Answers by this client, within these limits.
+    pub fn new(rest: rest::Client, deadlines: Deadlines, limits: admission::Limits) -> Self {
         Facade {
             rest: Arc::new(rest),
             deadlines,
+            admission: Arc::new(Admission::new(limits)),
             running: TaskTracker::new(),
         }
     }
 
-    /// The calls under way, those whose callers have left among them.
-    pub fn running(&self) -> TaskTracker {
-        self.running.clone()
+    /// Takes no further calls, and ends when the last one has, those whose callers have left among them.
+    pub async fn drain(&self) {
+        self.admission.drain();
+        self.running.close();
+        self.running.wait().await;
+    }
+
+    /// Whether updates are sent, as far as Sqril's health goes; and each change of that.
+    pub fn upstream_healthy(&self) -> watch::Receiver<bool> {
+        self.rest.healthy()
     }
 
     /// The service to listen with.
@@ -95,12 +108,21 @@ impl CustomerService for Facade {
         let Some(deadline) = deadline(request.metadata(), self.deadlines) else {
             return Err(call.failed(&Failure::DeadlineTooShort, None, false));
         };
+        let slot = match timeout_at(deadline, self.admission.admit()).await {
+            Ok(Ok(slot)) => slot,
+            Ok(Err(refusal)) => return Err(call.failed(&Failure::NotTaken(refusal), None, false)),
+            Err(_) => {
+                let failure = Failure::DeadlinePassed { begun: None };
+                return Err(call.failed(&failure, None, false));
+            }
+        };
         let (caller, answer) = oneshot::channel();
-        self.running.spawn(Arc::clone(&call).run(
-            Arc::clone(&self.rest),
-            request.into_inner(),
-            caller,
-        ));
+        let (rest, request) = (Arc::clone(&self.rest), request.into_inner());
+        let task = Arc::clone(&call).run(rest, request, deadline, caller);
+        self.running.spawn(async move {
+            task.await;
+            drop(slot);
+        });
         call.wait(answer, deadline).await
     }
 }
@@ -121,6 +143,7 @@ impl Call {
         self: Arc<Self>,
         rest: Arc<rest::Client>,
         request: UpdateCustomerRequest,
+        deadline: Moment,
         caller: Caller,
     ) {
         let result = match CustomerUpdate::try_from(request) {
@@ -128,7 +151,7 @@ impl Call {
                 Err(self.failed(&Failure::Invalid(violations), None, caller.is_closed()))
             }
             Ok(update) => match rest
-                .update(&update, self.request_id.as_str(), &self.progress)
+                .update(&update, self.request_id.as_str(), deadline, &self.progress)
                 .await
             {
                 Ok(customer) => Ok(self.succeeded(customer, &update, caller.is_closed())),
@@ -143,15 +166,14 @@ impl Call {
 
     /// Rows 14 and 46: a deadline that passes is told in time, while the task goes on and writes down how it ended; a
     /// task that is gone has panicked.
-    async fn wait(
-        &self,
-        answer: oneshot::Receiver<Answer>,
-        deadline: tokio::time::Instant,
-    ) -> Answer {
+    async fn wait(&self, answer: oneshot::Receiver<Answer>, deadline: Moment) -> Answer {
+        let _answered = CloseOnDrop(&self.progress);
         match timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_gone)) => Err(self.failed(&Failure::Panicked, None, false)),
             Err(_elapsed) => {
+                // From here on nothing is begun, so what is told stays true.
+                self.progress.close();
                 let context = self.context(None);
                 let failure = Failure::DeadlinePassed {
                     begun: self.progress.begun(),
@@ -228,6 +250,15 @@ impl Call {
     }
 }
 
+/// Closes a call's progress when its caller is answered, or leaves.
+struct CloseOnDrop<'a>(&'a Progress);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tonic_types::StatusExt;
@@ -240,15 +271,16 @@ mod tests {
         for (attempts, outcome) in [(0, "not_sent"), (1, "unknown")] {
             let call = Arc::new(Call {
                 request_id: RequestId::of(&tonic::metadata::MetadataMap::new()),
-                progress: Progress::started(attempts),
+                progress: Progress::default(),
                 started: Instant::now(),
             });
+            assert!((0..attempts).all(|_| call.progress.begin()));
             let (caller, answer) = oneshot::channel::<Answer>();
             let task = tokio::spawn(async move {
                 let _caller = caller;
                 panic!("on purpose");
             });
-            let later = tokio::time::Instant::now() + Duration::from_secs(60);
+            let later = Moment::now() + Duration::from_secs(60);
             let status = call.wait(answer, later).await.unwrap_err();
             assert!(task.await.unwrap_err().is_panic());
             let info = status.get_details_error_info().unwrap();

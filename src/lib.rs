@@ -5,7 +5,7 @@
 //! ```text
 //! pb::UpdateCustomerRequest ──grpc::request──▶ customer::CustomerUpdate ──rest::Client──▶ PUT /updateCustomer
 //! pb::UpdateCustomerResponse ◀─grpc::response── customer::UpdatedCustomer ◀──rest::wire── 200
-//! tonic::Status ◀──────────────grpc::status──── rest::Error, customer::Violation ◀─────── everything else
+//! tonic::Status ◀──────────────grpc::status──── rest::Error, customer::Violation, admission ◀── everything else
 //! ```
 //!
 //! # The rooms
@@ -19,11 +19,12 @@
 //! | [`grpc`] | the gRPC edge: the method, protobuf to domain and back, the one table of failures, health, reflection |
 //! | [`rest`] | the REST edge, its mirror: the PUT, JSON, what can become of a request, credentials |
 //! | [`pb`] | what is generated from the contract |
+//! | [`incoming`], [`admission`] | how callers come in: guarded connections, a bounded number of calls |
 //! | [`shutdown`], [`telemetry`], [`admin`] | how the process leaves, and what is seen of it from outside |
 //! | [`sandbox`] | the embedded Sqril |
 //!
 //! Arrows point one way: `customer` knows no other room, `rest` knows `customer`, `grpc` knows `customer`, `pb` and
-//! the types of `rest`; only `app` sees all. tonic is named in `pb`, `grpc` and `app` alone, reqwest in `rest`.
+//! the types of `rest`; only `app` sees all. tonic is named in `pb`, `grpc`, `incoming` and `app` alone, reqwest in `rest`.
 //!
 //! # Decisions
 //!
@@ -40,13 +41,20 @@
 //! - **Readiness follows the process, never Sqril**: an outage there must not take every replica out of a mesh.
 //! - **No value that identifies a person, and no secret, in a log or an error.** Such texts are
 //!   [`customer::Private`], which shows nothing of itself; what Sqril says is searched for the caller's values first.
+//! - **What is told and what is sent never contradict each other.** Once a caller is answered, or has left, no further PUT is
+//!   begun ([`rest::Progress`]); and a second attempt follows only a first that was certainly not applied.
+//! - **Decisions are pure**: when to repeat, when to open the breaker, how long a call has. Clocks and dice are passed in.
+//! - **The listener is our own**: a loop over hyper, for it needs jittered connection ages, a limit for the preface, and an
+//!   end that no client can hold up.
 //! - **There is no trait for the client** until there is a second one: tests fake the network, not our own code.
 
 pub mod admin;
+pub mod admission;
 pub mod app;
 pub mod config;
 pub mod customer;
 pub mod grpc;
+pub mod incoming;
 pub mod pb;
 pub mod rest;
 pub mod sandbox;

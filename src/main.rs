@@ -13,7 +13,8 @@ use sqril_grpc::{
     config::{Cli, Command, Faults, HealthArgs, SandboxArgs, ServeArgs},
     grpc::health,
     sandbox::Sandbox,
-    shutdown, telemetry,
+    shutdown::Signals,
+    telemetry,
 };
 use tokio::net::TcpListener;
 use tracing::info;
@@ -64,19 +65,19 @@ async fn serve(args: ServeArgs) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     telemetry::init(config.log_format);
-    let stop = shutdown::signals()?;
-    App::build(config).await?.run(stop).await
+    let signals = Signals::listen()?;
+    App::build(config).await?.run(signals).await
 }
 
 async fn sandbox(args: SandboxArgs) -> Result<(), Box<dyn Error>> {
     let config = args.check()?;
     telemetry::init(config.log_format);
-    let stop = shutdown::signals()?;
+    let mut signals = Signals::listen()?;
     let sandbox = Sandbox::new(TcpListener::bind(config.listen).await?);
     info!(http = %sandbox.address()?, "serving");
     tokio::select! {
         never = sandbox.run() => match never {},
-        signal = stop => info!(signal, "stopped"),
+        signal = signals.next() => info!(signal, "stopped"),
     }
     Ok(())
 }

@@ -4,13 +4,16 @@
 //! What is sent is exactly what is set; nothing of a caller's metadata goes out but the request id. How JSON is
 //! written and read is in `wire`, how failures are told apart in `error`.
 
+mod breaker;
 mod credentials;
 mod error;
+mod progress;
+mod quota;
 mod retry;
 mod wire;
 
 use std::{
-    sync::atomic::{AtomicU16, AtomicU32, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -21,12 +24,22 @@ use reqwest::{
         ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
     },
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep, timeout_at},
+};
+use tower::retry::budget::{Budget, TpsBudget};
 use url::Url;
 
+use self::{
+    breaker::{Breaker, Sign},
+    quota::QuotaGate,
+};
 pub use self::{
     credentials::Credentials,
     error::{Answer, BuildError, Error, Refusal},
+    progress::Progress,
+    retry::unasked,
 };
 use crate::customer::{CustomerUpdate, Field, Remark, UpdatedCustomer};
 
@@ -60,6 +73,12 @@ pub struct Settings {
     pub max_answer_bytes: usize,
     /// The most bytes read of the body of an error.
     pub max_error_bytes: usize,
+    /// The most connections, which is also the most PUTs at one time: further ones wait.
+    pub max_connections: usize,
+    /// How many second attempts there may be for each call, over ten seconds; at least one a second, none if zero.
+    pub retry_budget: f32,
+    /// Whether to stop sending while most of what is sent fails.
+    pub breaker: bool,
 }
 
 /// How outgoing connections find a proxy.
@@ -73,40 +92,22 @@ pub enum Proxy {
     Url(Url),
 }
 
-/// How far a call has come, readable at any time while it is under way and after.
-#[derive(Debug, Default)]
-pub struct Progress {
-    attempts: AtomicU32,
-    begun: AtomicU16,
-}
-
-impl Progress {
-    #[cfg(test)]
-    pub(crate) fn started(attempts: u32) -> Self {
-        Progress {
-            attempts: attempts.into(),
-            ..Progress::default()
-        }
-    }
-
-    /// How many PUTs were started. Zero: no byte of the update has left.
-    pub fn attempts(&self) -> u32 {
-        self.attempts.load(Ordering::Relaxed)
-    }
-
-    /// The status of an answer that shows that the update was applied, even if its body never arrives whole.
-    pub fn begun(&self) -> Option<u16> {
-        Some(self.begun.load(Ordering::Relaxed)).filter(|status| *status != 0)
-    }
-}
-
 /// The one client of Sqril: a pool of connections, and the headers that never change.
 pub struct Client {
     http: reqwest::Client,
     endpoint: Url,
     authorization: HeaderValue,
+    connections: Semaphore,
+    breaker: Breaker,
+    quota: QuotaGate,
+    budget: Option<TpsBudget>,
+    /// What an attempt usually takes, in microseconds.
+    usual: AtomicU64,
     settings: Settings,
 }
+
+/// The window of the retry budget.
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
 impl Client {
     /// Builds the client; opens no connection.
@@ -136,16 +137,100 @@ impl Client {
             Proxy::Environment => http,
             Proxy::Url(url) => http.proxy(reqwest::Proxy::all(url.clone())?),
         };
+        let budget = (settings.retry_budget > 0.0)
+            .then(|| TpsBudget::new(BUDGET_WINDOW, 1, settings.retry_budget));
         Ok(Client {
             http: http.build()?,
             endpoint,
             authorization: credentials.authorization(),
+            connections: Semaphore::new(settings.max_connections),
+            breaker: Breaker::new(settings.breaker),
+            quota: QuotaGate::default(),
+            budget,
+            usual: AtomicU64::new(0),
             settings,
         })
     }
 
-    /// Sends the update and reads the answer. `progress` can be read meanwhile.
+    /// Whether updates are sent, as far as the upstream's health goes; and each change of that.
+    pub fn healthy(&self) -> watch::Receiver<bool> {
+        self.breaker.closed()
+    }
+
+    /// Sends the update and reads the answer, a second time where that is safe and there is time until the deadline.
+    /// What was begun runs to its end whatever becomes of the caller.
     pub async fn update(
+        &self,
+        update: &CustomerUpdate,
+        request_id: &str,
+        deadline: Instant,
+        progress: &Progress,
+    ) -> Result<UpdatedCustomer, Error> {
+        self.budget.as_ref().inspect(|budget| budget.deposit());
+        let first = match self.attempt(update, request_id, progress).await {
+            Ok(customer) => return Ok(customer),
+            Err(error) => error,
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let usual = Duration::from_micros(self.usual.load(Ordering::Relaxed));
+        let wait = retry::wait(&first, progress.attempts(), left, usual, fastrand::f64());
+        let Some(wait) = wait.filter(|_| self.budget.as_ref().is_some_and(Budget::withdraw)) else {
+            return Err(first);
+        };
+        sleep(wait).await;
+        match self.attempt(update, request_id, progress).await {
+            // Nothing was sent again, so what is known is what the first attempt showed.
+            Err(Error::CircuitOpen(_) | Error::QuotaUsed(_) | Error::Abandoned) => Err(first),
+            second => second,
+        }
+    }
+
+    async fn attempt(
+        &self,
+        update: &CustomerUpdate,
+        request_id: &str,
+        progress: &Progress,
+    ) -> Result<UpdatedCustomer, Error> {
+        let _connection = self.connections.acquire().await;
+        let leave = self
+            .breaker
+            .admit(Instant::now())
+            .map_err(Error::CircuitOpen)?;
+        if let Some(left) = self.quota.left(Instant::now()) {
+            return Err(Error::QuotaUsed(left));
+        }
+        if !progress.begin() {
+            return Err(Error::Abandoned);
+        }
+        let started = Instant::now();
+        let result = self.put(update, request_id, progress).await;
+        let now = Instant::now();
+        let sign = result.as_ref().map_or_else(Error::sign, |_| Sign::Alive);
+        leave.record(sign, now, fastrand::f64());
+        if sign == Sign::Alive {
+            self.observe(now - started);
+        }
+        if let Err(Error::Answered(Answer {
+            status: 429,
+            retry_after: Some(wait),
+            ..
+        })) = &result
+        {
+            self.quota.pause(now, *wait);
+        }
+        result
+    }
+
+    /// Learns what an attempt usually takes: a moving average over some eight attempts.
+    fn observe(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let usual = self.usual.load(Ordering::Relaxed);
+        self.usual
+            .store(usual - usual / 8 + took / 8, Ordering::Relaxed);
+    }
+
+    /// One PUT, from its start to the last byte of its answer.
+    async fn put(
         &self,
         update: &CustomerUpdate,
         request_id: &str,
@@ -153,7 +238,6 @@ impl Client {
     ) -> Result<UpdatedCustomer, Error> {
         let end = Instant::now() + self.settings.attempt_timeout;
         let request = self.request(update, request_id);
-        progress.attempts.fetch_add(1, Ordering::Relaxed);
         let response = match timeout_at(end, self.http.execute(request)).await {
             Ok(response) => response?,
             Err(_) => return Err(Error::TimedOut { begun: None }),
@@ -194,7 +278,7 @@ impl Client {
     ) -> Result<UpdatedCustomer, Error> {
         let json = is_json(response.headers());
         if json {
-            progress.begun.store(status, Ordering::Relaxed);
+            progress.applied(status);
         }
         // Without the label, nothing shows that it was Sqril who answered, so nothing shows that it was applied.
         let unusable = if json {

@@ -132,7 +132,34 @@ pub struct ServeArgs {
     /// Most bytes read of an error's body.
     #[arg(long, value_name = "BYTES", default_value = "16384")]
     pub(super) max_error_bytes: String,
-    /// Longest time to finish running calls after SIGTERM or SIGINT.
+    /// Most connections to the upstream, which is also the most PUTs at one time; further ones wait.
+    #[arg(long, value_name = "NUMBER", default_value = "256")]
+    pub(super) upstream_connections: String,
+    /// Second attempts for each call, where they are safe: 0.1 is one for ten calls; 0 is none.
+    #[arg(long, value_name = "SHARE", default_value = "0.1")]
+    pub(super) retry_budget: String,
+    /// Stop sending while most of what is sent fails: on or off.
+    #[arg(long, value_name = "ON|OFF", default_value = "on")]
+    pub(super) breaker: String,
+    /// Most calls under way at one time.
+    #[arg(long, value_name = "NUMBER", default_value = "1024")]
+    pub(super) max_in_flight: String,
+    /// Most calls that wait for one of them to end; one over that is refused at once.
+    #[arg(long, value_name = "NUMBER", default_value = "256")]
+    pub(super) max_queued: String,
+    /// Most connections from callers; one over that is closed at once.
+    #[arg(long, value_name = "NUMBER", default_value = "10000")]
+    pub(super) max_connections: String,
+    /// Longest time until a connection has begun HTTP/2.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub(super) preface_timeout: String,
+    /// How long a caller's connection lives, give or take a tenth, so that load spreads over replicas.
+    #[arg(long, value_name = "TIME", default_value = "30m")]
+    pub(super) max_connection_age: String,
+    /// How long calls are still welcome after SIGTERM, while health checks say NOT_SERVING [default: 5s; 0s with --sandbox]
+    #[arg(long, value_name = "TIME")]
+    pub(super) drain_delay: Option<String>,
+    /// Longest time to finish running calls after that.
     #[arg(long, value_name = "TIME", default_value = "25s")]
     pub(super) drain_timeout: String,
     /// gRPC reflection, by which grpcurl and its like learn the contract: on or off.

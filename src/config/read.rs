@@ -90,6 +90,37 @@ pub(super) fn time(text: &str) -> Result<Duration, &'static str> {
         .ok_or(FORM)
 }
 
+/// A time that may be zero.
+pub(super) fn time_or_none(text: &str) -> Result<Duration, &'static str> {
+    if text == "0" || text == "0s" {
+        Ok(Duration::ZERO)
+    } else {
+        time(text)
+    }
+}
+
+pub(super) fn count(text: &str) -> Result<usize, &'static str> {
+    let count = text
+        .parse()
+        .ok()
+        .filter(|count| (1..=1_000_000).contains(count));
+    count.ok_or("must be a number from 1 to 1000000")
+}
+
+/// A number that may be zero.
+pub(super) fn count_or_none(text: &str) -> Result<usize, &'static str> {
+    if text == "0" { Ok(0) } else { count(text) }
+}
+
+/// A share of a whole.
+pub(super) fn share(text: &str) -> Result<f32, &'static str> {
+    let share = text
+        .parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or("must be a number from 0 to 1, such as 0.1")
+}
+
 pub(super) fn bytes(text: &str) -> Result<usize, &'static str> {
     let bytes = text
         .parse()

@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::stream::unfold;
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, server::NamedService, transport::Endpoint};
 use tonic_health::{
@@ -25,15 +27,14 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
+use tracing::info;
+
 use super::{Facade, MAX_MESSAGE_BYTES, Service};
 
 /// The names under which health is told: the process, the service, and what is seen of Sqril. The first two are
 /// readiness; nothing routes on the last.
-const NAMES: [&str; 3] = [
-    "",
-    <Service<Facade> as NamedService>::NAME,
-    "sqril.upstream",
-];
+const NAMES: [&str; 3] = ["", <Service<Facade> as NamedService>::NAME, UPSTREAM];
+const UPSTREAM: &str = "sqril.upstream";
 
 /// Sets what health checks are told.
 #[derive(Clone)]
@@ -73,6 +74,20 @@ impl Readiness {
     /// No more calls, please.
     pub async fn not_serving(&self) {
         self.set(ServingStatus::NotServing).await;
+    }
+
+    /// Tells under `sqril.upstream` whether updates are sent, at each change of that.
+    pub async fn follow(self, mut sending: watch::Receiver<bool>) {
+        while sending.changed().await.is_ok() {
+            let closed = *sending.borrow_and_update();
+            let status = if closed {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            self.reporter.set_service_status(UPSTREAM, status).await;
+            info!(closed, "circuit breaker");
+        }
     }
 
     /// Whether calls are welcome.
@@ -120,12 +135,12 @@ impl Health for ByProtocol {
                 let unknown = HealthCheckResponse {
                     status: Wire::ServiceUnknown.into(),
                 };
-                Box::pin(stream::iter([Ok(unknown)]).chain(stream::pending()))
+                Box::pin(tokio_stream::iter([Ok(unknown)]).chain(tokio_stream::pending()))
             }
             Err(status) => return Err(status),
         };
         let ended = self.ended.clone();
-        let until_the_end = stream::unfold((statuses, ended), async |(mut statuses, ended)| {
+        let until_the_end = unfold((statuses, ended), async |(mut statuses, ended)| {
             tokio::select! {
                 biased; // The last status is still told.
                 status = statuses.next() => Some((status?, (statuses, ended))),

@@ -24,8 +24,9 @@ pub use self::reason::Reason;
 use self::{reason::Reason as Why, redact::Redactor};
 use super::RequestId;
 use crate::{
+    admission,
     customer::{CustomerUpdate, Field, Violation},
-    rest::{Answer, Error, Refusal},
+    rest::{Answer, Error, Refusal, unasked},
 };
 
 /// The most bytes of a status on the wire: its message, and its details in base64. Clients give all metadata of a
@@ -47,6 +48,8 @@ pub(super) enum Failure {
     Invalid(Vec<Violation>),
     /// Too little time is left to send anything.
     DeadlineTooShort,
+    /// The call was not taken.
+    NotTaken(admission::Refusal),
     /// The caller's deadline is about to pass.
     DeadlinePassed {
         /// The status of a labelled answer that had begun: the update was applied.
@@ -136,7 +139,7 @@ pub(super) struct Verdict {
 impl Verdict {
     /// Looks a failure up in the table.
     pub(super) fn new(failure: &Failure, context: &Context<'_>) -> Self {
-        use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable};
+        use Code::{DataLoss, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
         use Failure::Upstream;
         use Outcome::{Applied, NotSent, Unknown};
 
@@ -148,13 +151,28 @@ impl Verdict {
         let mut verdict = match failure {
             Failure::Invalid(violations) => invalid(violations),
             Failure::DeadlineTooShort => ours(DeadlineExceeded, Why::DeadlineTooShort, NotSent),
+            Failure::NotTaken(admission::Refusal::Overloaded) => {
+                ours(ResourceExhausted, Why::Overloaded, NotSent).retry_in(unasked(context.dice))
+            }
+            Failure::NotTaken(admission::Refusal::Draining) => {
+                ours(Unavailable, Why::Draining, NotSent).retry_in(unasked(context.dice))
+            }
             Failure::DeadlinePassed { begun } => {
                 let outcome = if begun.is_some() { Applied } else { reached };
                 ours(DeadlineExceeded, Why::UpstreamTimeout, outcome)
             }
             Failure::Panicked => ours(Internal, Why::InternalError, reached),
-            Upstream(Error::Unreachable(_)) => ours(Unavailable, Why::UpstreamUnreachable, NotSent)
-                .retry_in(jittered(context.dice)),
+            Upstream(Error::CircuitOpen(left)) => {
+                ours(Unavailable, Why::CircuitOpen, NotSent).retry_in(*left)
+            }
+            Upstream(Error::QuotaUsed(left)) => Verdict {
+                out_of_quota: true,
+                ..ours(ResourceExhausted, Why::UpstreamRateLimited, NotSent).retry_in(*left)
+            },
+            Upstream(Error::Abandoned) => ours(DeadlineExceeded, Why::UpstreamTimeout, NotSent),
+            Upstream(Error::Unreachable(_)) => {
+                ours(Unavailable, Why::UpstreamUnreachable, NotSent).retry_in(unasked(context.dice))
+            }
             Upstream(Error::Tls(_)) => ours(Unavailable, Why::UpstreamTlsFailed, NotSent),
             Upstream(Error::ProxyRefused(_)) => ours(Internal, Why::EgressProxyRejected, NotSent),
             Upstream(Error::NotTaken(_)) => ours(Unavailable, Why::UpstreamUnreachable, NotSent),
@@ -177,7 +195,10 @@ impl Verdict {
         verdict.upstream_status = match failure {
             Failure::Upstream(error) => error.status(),
             Failure::DeadlinePassed { begun } => *begun,
-            Failure::Invalid(_) | Failure::DeadlineTooShort | Failure::Panicked => None,
+            Failure::Invalid(_)
+            | Failure::DeadlineTooShort
+            | Failure::NotTaken(_)
+            | Failure::Panicked => None,
         };
         verdict
     }
@@ -294,11 +315,6 @@ fn encoded_len(status: &Status) -> usize {
     status.message().len() + status.details().len().div_ceil(3) * 4
 }
 
-/// A wait of 1 to 1.5 seconds: long enough to matter, spread so that callers do not come back as one.
-fn jittered(dice: f64) -> Duration {
-    Duration::from_secs_f64(1.0 + dice / 2.0)
-}
-
 /// A verdict in our own words.
 fn ours(code: Code, reason: Why, outcome: Outcome) -> Verdict {
     Verdict {
@@ -352,7 +368,7 @@ fn answered(answer: &Answer, context: &Context<'_>) -> Verdict {
             ..sqrils(code, why, outcome)
         }
     };
-    let wait = answer.retry_after.unwrap_or_else(|| jittered(context.dice));
+    let wait = answer.retry_after.unwrap_or_else(|| unasked(context.dice));
 
     match answer.status {
         0..=299 | 600.. => always(Code::Unknown, Why::UpstreamUnexpectedStatus, Unknown),

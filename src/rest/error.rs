@@ -2,6 +2,7 @@
 
 use std::{error::Error as StdError, io, time::Duration};
 
+use super::breaker::Sign;
 use crate::customer::{Field, Private};
 
 /// Why the client cannot be built: the system's certificates cannot be loaded, or the proxy's URL is of no use.
@@ -12,6 +13,15 @@ pub struct BuildError(#[from] reqwest::Error);
 /// Why there is no profile to show. `Display` and the sources are for the log: they hold no URL, no body, no value.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Most of what was sent lately failed, so nothing is sent until the next probe, in so long.
+    #[error("the circuit breaker is open")]
+    CircuitOpen(Duration),
+    /// The upstream asked for a pause that has so long to go.
+    #[error("the upstream's rate limit is used up")]
+    QuotaUsed(Duration),
+    /// The caller has left, or its deadline has passed, before anything was sent.
+    #[error("nobody waits for the update any more")]
+    Abandoned,
     /// No connection could be opened: name, route, refusal, time. Nothing was sent.
     #[error("no connection to the upstream")]
     Unreachable(#[source] reqwest::Error),
@@ -60,7 +70,10 @@ impl Error {
     /// The status of the upstream's answer, if one came.
     pub fn status(&self) -> Option<u16> {
         match self {
-            Error::Unreachable(_)
+            Error::CircuitOpen(_)
+            | Error::QuotaUsed(_)
+            | Error::Abandoned
+            | Error::Unreachable(_)
             | Error::Tls(_)
             | Error::ProxyRefused(_)
             | Error::NotTaken(_)
@@ -70,6 +83,28 @@ impl Error {
             | Error::Foreign { status }
             | Error::OtherCustomer { status } => Some(*status),
             Error::Answered(answer) => Some(answer.status),
+        }
+    }
+
+    /// What this says of the upstream's health: a refusal says that it answers.
+    pub(super) fn sign(&self) -> Sign {
+        match self {
+            Error::Unreachable(_) | Error::Tls(_) | Error::Lost(_) | Error::TimedOut { .. } => {
+                Sign::Failing
+            }
+            Error::Answered(answer) => match answer.status {
+                501 | 505 | 511 => Sign::Alive,
+                500..=599 => Sign::Failing,
+                _ => Sign::Alive,
+            },
+            Error::Unreadable { .. } | Error::Foreign { .. } | Error::OtherCustomer { .. } => {
+                Sign::Alive
+            }
+            Error::CircuitOpen(_)
+            | Error::QuotaUsed(_)
+            | Error::Abandoned
+            | Error::ProxyRefused(_)
+            | Error::NotTaken(_) => Sign::None,
         }
     }
 }

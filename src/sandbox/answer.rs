@@ -2,7 +2,6 @@
 
 use std::io;
 
-use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Response,
@@ -10,6 +9,7 @@ use hyper::{
     header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
 };
 use serde_json::{Map, Value, json};
+use tokio_stream::StreamExt;
 
 use super::profile::Profile;
 
@@ -102,12 +102,13 @@ impl Answer {
         } else {
             body
         };
-        let end = stream::iter(cut.then_some(())).then(async |()| {
+        let end = tokio_stream::iter(cut.then_some(())).then(async |()| {
             // What is there goes out before the connection breaks.
             tokio::task::yield_now().await;
             Err(io::Error::from(io::ErrorKind::UnexpectedEof))
         });
-        let body = StreamBody::new(stream::iter([Ok(Frame::data(sent))]).chain(end)).boxed_unsync();
+        let body =
+            StreamBody::new(tokio_stream::iter([Ok(Frame::data(sent))]).chain(end)).boxed_unsync();
         response
             .body(body)
             .expect("a status from 200 to 599 and legal headers")

@@ -48,7 +48,7 @@ async fn row_09_refused_unknown_and_silent() {
             .await;
         told.is(Code::Unavailable, "UPSTREAM_UNREACHABLE", "not_sent");
         assert!(told.retry_in().is_some());
-        assert_eq!(told.metadata["attempts"], "1");
+        assert_eq!(told.metadata["attempts"], "2");
         assert!(!told.metadata.contains_key("upstream_status"));
     }
 }
@@ -147,6 +147,7 @@ async fn row_11_a_pooled_connection_that_was_closed() {
     let facade = Facade::before(&upstream.url()).await;
     for _ in 0..20 {
         facade.call(an_update()).await.unwrap();
+        upstream.hung_up().await;
     }
     assert_eq!(upstream.received().len(), 20);
 }

@@ -17,7 +17,8 @@ async fn told(reply: Reply) -> Told {
 
 async fn told_for(request: UpdateCustomerRequest, reply: Reply) -> Told {
     let upstream = Upstream::start(reply).await;
-    let told = Facade::before(&upstream.url()).await.refused(request).await;
+    let facade = Facade::with(&upstream.url(), &["--retry-budget", "0"]).await;
+    let told = facade.refused(request).await;
     upstream.the_request();
     assert_eq!(told.metadata["attempts"], "1");
     told

@@ -43,7 +43,14 @@ impl Facade {
 
     /// A façade before this upstream, with more flags.
     pub async fn with(upstream: &str, flags: &[&str]) -> Facade {
-        let id = ["--upstream-url", upstream, "--client-id", CLIENT_ID];
+        let id = [
+            "--upstream-url",
+            upstream,
+            "--client-id",
+            CLIENT_ID,
+            "--drain-delay",
+            "0s",
+        ];
         Self::start(
             &[&id, flags].concat(),
             &[("SQRIL_GRPC_CLIENT_SECRET", CLIENT_SECRET)],
@@ -354,6 +361,7 @@ pub struct Upstream {
     reply: Arc<Mutex<Reply>>,
     received: Arc<Mutex<Vec<Received>>>,
     arrived: Arc<Notify>,
+    hung_up: Arc<Notify>,
     go_on: Arc<Semaphore>,
 }
 
@@ -365,20 +373,25 @@ impl Upstream {
             reply: Arc::new(Mutex::new(reply)),
             received: Arc::default(),
             arrived: Arc::default(),
+            hung_up: Arc::default(),
             go_on: Arc::new(Semaphore::new(0)),
         };
         let (reply, received) = (Arc::clone(&upstream.reply), Arc::clone(&upstream.received));
         let (arrived, go_on) = (Arc::clone(&upstream.arrived), Arc::clone(&upstream.go_on));
+        let hung_up = Arc::clone(&upstream.hung_up);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (reply, received) = (Arc::clone(&reply), Arc::clone(&received));
                 let (arrived, go_on) = (Arc::clone(&arrived), Arc::clone(&go_on));
+                let hung_up = Arc::clone(&hung_up);
                 tokio::spawn(async move {
                     while let Some(request) = read_request(&mut stream).await {
                         received.lock().unwrap().push(request);
                         arrived.notify_one();
                         let reply = reply.lock().unwrap().clone();
                         if !act(&mut stream, reply, &go_on).await {
+                            drop(stream);
+                            hung_up.notify_one();
                             return;
                         }
                     }
@@ -412,6 +425,14 @@ impl Upstream {
             .expect("no request ever came");
     }
 
+    /// Waits until a connection that was closed is closed on both sides.
+    pub async fn hung_up(&self) {
+        let notified = self.hung_up.notified();
+        timeout(PATIENCE, notified)
+            .await
+            .expect("the connection stays open");
+    }
+
     pub fn received(&self) -> Vec<Received> {
         self.received.lock().unwrap().clone()
     }
@@ -431,6 +452,8 @@ async fn act(stream: &mut TcpStream, reply: Reply, go_on: &Semaphore) -> bool {
         Reply::SayAndClose(bytes) => {
             drop(stream.write_all(&bytes).await);
             drop(stream.shutdown().await);
+            // Until the other side has seen it, and has closed as well.
+            drop(tokio::io::copy(stream, &mut tokio::io::sink()).await);
             false
         }
         Reply::SayAndReset(bytes) => {

@@ -1,0 +1,144 @@
+//! How callers come in: a guarded listener for HTTP/2.
+//!
+//! No peer, slow, broken or hostile, may hold more than its share. Connections are counted; a peer that does not begin
+//! HTTP/2 in time is gone; one that goes silent is found by pings; each connection ends after a while, so that load
+//! spreads over replicas; and every limit of HTTP/2 is set here, for not all libraries below have one by default.
+
+use std::{io::Cursor, sync::Arc, time::Duration};
+
+use hyper::server::conn::http2;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncReadExt, join},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+use tracing::warn;
+
+/// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
+const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The most calls at one time on one connection.
+const MAX_STREAMS: u32 = 250;
+/// The most streams that a client may have reset before they were answered: callers' deadlines come in bursts, and a
+/// hostile client's resets ("rapid reset") never end.
+const MAX_PENDING_RESETS: usize = 200;
+/// The most streams of one connection that end by a fault of its client's.
+const MAX_FAULTY_STREAMS: usize = 1024;
+/// The most bytes of one request's headers.
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// A connection that is silent for so long is asked whether it is still there, and is gone if it does not say so.
+const PING_AFTER: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait after the system could not accept a connection, as when descriptors are used up.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The limits that are settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most connections; further ones are closed at once.
+    pub connections: usize,
+    /// The longest time until a connection has begun HTTP/2.
+    pub preface: Duration,
+    /// How long a connection lives, give or take a tenth. Then its client is asked to go (GOAWAY), and running calls end.
+    pub age: Duration,
+    /// How long calls on a connection that is to end may still run: the longest time of a call.
+    pub grace: Duration,
+}
+
+/// Serves connections until `drain`; ends when the listener is closed. Each connection is tracked in `connections` and
+/// ends by itself once its calls have.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Routes,
+    limits: Limits,
+    drain: CancellationToken,
+    connections: TaskTracker,
+) {
+    let permits = Arc::new(Semaphore::new(limits.connections));
+    let mut complaints = Complaints::default();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.cancelled() => break,
+        };
+        match (accepted, Arc::clone(&permits).try_acquire_owned()) {
+            (Ok((stream, _)), Ok(permit)) => {
+                let (routes, drain) = (routes.clone(), drain.clone());
+                connections.spawn(async move {
+                    connection(stream, routes, limits, drain).await;
+                    drop(permit);
+                });
+            }
+            (Ok(_), Err(_)) => complaints.make("too many connections: closed one at once"),
+            (Err(error), _) => {
+                complaints.make(&format!("cannot accept a connection: {error}"));
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    connections.close();
+}
+
+/// One connection, from its first byte to its last.
+async fn connection(stream: TcpStream, routes: Routes, limits: Limits, drain: CancellationToken) {
+    drop(stream.set_nodelay(true));
+    let (mut read, write) = stream.into_split();
+    let mut preface = [0; PREFACE.len()];
+    let begun = tokio::select! {
+        begun = timeout(limits.preface, read.read_exact(&mut preface)) => matches!(begun, Ok(Ok(_))),
+        () = drain.cancelled() => false,
+    };
+    if !begun || preface != PREFACE {
+        return;
+    }
+    let io = TokioIo::new(join(Cursor::new(preface).chain(read), write));
+    let serving = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_FAULTY_STREAMS)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .serve_connection(io, TowerToHyperService::new(routes));
+    let mut serving = std::pin::pin!(serving);
+    let old = Instant::now() + limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
+    tokio::select! {
+        // What a client does to its connection is its own affair.
+        _ = serving.as_mut() => return,
+        () = sleep_until(old) => {}
+        () = drain.cancelled() => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    drop(timeout(limits.grace, serving).await);
+}
+
+/// Says what is wrong, but not more than once a second, however often it happens.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Complaints {
+    fn make(&mut self, what: &str) {
+        if self
+            .last
+            .is_some_and(|last| last.elapsed() < Duration::from_secs(1))
+        {
+            self.unsaid += 1;
+            return;
+        }
+        warn!(unsaid = self.unsaid, "{what}");
+        *self = Complaints {
+            last: Some(Instant::now()),
+            unsaid: 0,
+        };
+    }
+}
