@@ -7,7 +7,7 @@ use tokio::{
     net::TcpListener,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
 use url::Url;
@@ -101,14 +101,9 @@ impl App {
             let (v1, v1alpha) = reflection::services()?;
             routes = routes.add_service(v1).add_service(v1alpha);
         }
-        let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
-        tokio::spawn(incoming::serve(
-            self.grpc,
-            routes.prepare(),
-            self.incoming,
-            drain.clone(),
-            connections.clone(),
-        ));
+        let stop = CancellationToken::new();
+        let serving = incoming::serve(self.grpc, routes.prepare(), self.incoming, stop.clone());
+        let mut serving = tokio::spawn(serving);
         self.readiness.serving().await;
         info!(%grpc, %admin, upstream = %self.upstream, version = env!("CARGO_PKG_VERSION"), "serving");
 
@@ -118,11 +113,11 @@ impl App {
         let drained = async {
             // Until those who route have seen that we are about to leave, calls are still welcome.
             sleep(self.drain.delay).await;
-            drain.cancel();
+            stop.cancel();
             self.readiness.end();
             let last = async {
                 self.facade.drain().await;
-                connections.wait().await;
+                drop((&mut serving).await);
             };
             timeout(self.drain.timeout, last).await
         };

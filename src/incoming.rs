@@ -4,17 +4,27 @@
 //! HTTP/2 in time is gone; one that goes silent is found by pings; each connection ends after a while, so that load
 //! spreads over replicas; and every limit of HTTP/2 is set here, for not all libraries below have one by default.
 
-use std::{io::Cursor, sync::Arc, time::Duration};
+use std::{
+    io::{self, Cursor},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use hyper::server::conn::http2;
+use futures_util::FutureExt;
+use hyper::{
+    rt::{Read, Write},
+    server::conn::http2,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncReadExt, join},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    io::{AsyncRead, AsyncReadExt, ReadBuf, join, sink},
+    net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
+    sync::{Semaphore, oneshot},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -35,6 +45,11 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// A connection that is silent for so long is asked whether it is still there, and is gone if it does not say so.
 const PING_AFTER: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most connections that are taken from the system's queue after the listener was told to stop.
+const BACKLOG: u32 = 1024;
+/// How long, and for how much, a connection that has ended is still read.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 1 << 20;
 /// How long to wait after the system could not accept a connection, as when descriptors are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -51,21 +66,28 @@ pub struct Limits {
     pub grace: Duration,
 }
 
-/// Serves connections until `drain`; ends when the listener is closed. Each connection is tracked in `connections` and
-/// ends by itself once its calls have.
-pub async fn serve(
-    listener: TcpListener,
-    routes: Routes,
-    limits: Limits,
-    drain: CancellationToken,
-    connections: TaskTracker,
-) {
+/// Serves connections until `stop`; ends when the last one has.
+///
+/// The listener is closed before any client is asked to go, for a client that comes back at once must be refused, and
+/// not be taken into a queue that is about to be thrown away.
+pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: CancellationToken) {
+    let (connections, drain) = (TaskTracker::new(), CancellationToken::new());
     let permits = Arc::new(Semaphore::new(limits.connections));
     let mut complaints = Complaints::default();
+    let mut last = 0;
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = drain.cancelled() => break,
+        let accepted = if stop.is_cancelled() {
+            // Those who are in the system's queue already are still taken.
+            last += 1;
+            match listener.accept().now_or_never() {
+                Some(accepted) if last <= BACKLOG => accepted,
+                Some(_) | None => break,
+            }
+        } else {
+            tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => continue,
+            }
         };
         match (accepted, Arc::clone(&permits).try_acquire_owned()) {
             (Ok((stream, _)), Ok(permit)) => {
@@ -82,7 +104,10 @@ pub async fn serve(
             }
         }
     }
+    drop(listener);
+    drain.cancel();
     connections.close();
+    connections.wait().await;
 }
 
 /// One connection, from its first byte to its last.
@@ -92,11 +117,13 @@ async fn connection(stream: TcpStream, routes: Routes, limits: Limits, drain: Ca
     let mut preface = [0; PREFACE.len()];
     let begun = tokio::select! {
         begun = timeout(limits.preface, read.read_exact(&mut preface)) => matches!(begun, Ok(Ok(_))),
-        () = drain.cancelled() => false,
+        // One that has just come may have begun already.
+        () = async { drain.cancelled().await; sleep(LINGER).await } => false,
     };
     if !begun || preface != PREFACE {
         return;
     }
+    let (read, returned) = Lent::new(read);
     let io = TokioIo::new(join(Cursor::new(preface).chain(read), write));
     let serving = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -107,6 +134,25 @@ async fn connection(stream: TcpStream, routes: Routes, limits: Limits, drain: Ca
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT)
         .serve_connection(io, TowerToHyperService::new(routes));
+    until_its_end(serving, limits, drain).await;
+    // A socket that is closed before everything on it was read is reset, and a reset takes away what the client has not
+    // read yet: its last answers, or the word that a request of its was not looked at.
+    if let Ok(read) = returned.await {
+        let rest = async { tokio::io::copy(&mut read.take(LINGER_BYTES), &mut sink()).await };
+        drop(timeout(LINGER, rest).await);
+    }
+}
+
+/// Runs a connection until its client ends it, it is old, or the process is to leave; then asks the client to go.
+async fn until_its_end(
+    serving: http2::Connection<
+        impl Read + Write + Unpin,
+        TowerToHyperService<Routes>,
+        TokioExecutor,
+    >,
+    limits: Limits,
+    drain: CancellationToken,
+) {
     let mut serving = std::pin::pin!(serving);
     let old = Instant::now() + limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
     tokio::select! {
@@ -117,6 +163,46 @@ async fn connection(stream: TcpStream, routes: Routes, limits: Limits, drain: Ca
     }
     serving.as_mut().graceful_shutdown();
     drop(timeout(limits.grace, serving).await);
+}
+
+/// The reading half of a socket, lent to somebody who will only drop it.
+struct Lent {
+    half: Option<OwnedReadHalf>,
+    back: Option<oneshot::Sender<OwnedReadHalf>>,
+}
+
+impl Lent {
+    fn new(half: OwnedReadHalf) -> (Self, oneshot::Receiver<OwnedReadHalf>) {
+        let (back, returned) = oneshot::channel();
+        (
+            Lent {
+                half: Some(half),
+                back: Some(back),
+            },
+            returned,
+        )
+    }
+}
+
+impl AsyncRead for Lent {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.half {
+            Some(half) => Pin::new(half).poll_read(cx, buffer),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(half), Some(back)) = (self.half.take(), self.back.take()) {
+            drop(back.send(half));
+        }
+    }
 }
 
 /// Says what is wrong, but not more than once a second, however often it happens.

@@ -8,6 +8,7 @@
 use std::{env, error::Error, process::ExitCode};
 
 use clap::error::ErrorKind;
+use rustix::process::{Resource, Rlimit};
 use sqril_grpc::{
     app::App,
     config::{Cli, Command, Faults, HealthArgs, SandboxArgs, ServeArgs},
@@ -58,6 +59,17 @@ async fn main() -> ExitCode {
     }
 }
 
+/// Raises the limit of open files to what the system allows, for each connection needs one. Where that fails, the
+/// listener says so once it runs out.
+fn raise_open_files() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let _ = rustix::process::setrlimit(Resource::Nofile, raised);
+}
+
 async fn serve(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     let config = args.check()?;
     if let Some(effective) = config.show {
@@ -65,6 +77,7 @@ async fn serve(args: ServeArgs) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     telemetry::init(config.log_format);
+    raise_open_files();
     let signals = Signals::listen()?;
     App::build(config).await?.run(signals).await
 }

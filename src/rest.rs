@@ -13,7 +13,10 @@ mod retry;
 mod wire;
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -33,12 +36,13 @@ use url::Url;
 
 use self::{
     breaker::{Breaker, Sign},
+    progress::Update,
     quota::QuotaGate,
 };
 pub use self::{
     credentials::Credentials,
     error::{Answer, BuildError, Error, Refusal},
-    progress::Progress,
+    progress::{Fate, Progress},
     retry::unasked,
 };
 use crate::customer::{CustomerUpdate, Field, Remark, UpdatedCustomer};
@@ -164,7 +168,7 @@ impl Client {
         update: &CustomerUpdate,
         request_id: &str,
         deadline: Instant,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<UpdatedCustomer, Error> {
         self.budget.as_ref().inspect(|budget| budget.deposit());
         let first = match self.attempt(update, request_id, progress).await {
@@ -177,6 +181,9 @@ impl Client {
         let Some(wait) = wait.filter(|_| self.budget.as_ref().is_some_and(Budget::withdraw)) else {
             return Err(first);
         };
+        if let Error::Answered(_) = first {
+            progress.rejected();
+        }
         sleep(wait).await;
         match self.attempt(update, request_id, progress).await {
             // Nothing was sent again, so what is known is what the first attempt showed.
@@ -189,7 +196,7 @@ impl Client {
         &self,
         update: &CustomerUpdate,
         request_id: &str,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<UpdatedCustomer, Error> {
         let _connection = self.connections.acquire().await;
         let leave = self
@@ -234,12 +241,14 @@ impl Client {
         &self,
         update: &CustomerUpdate,
         request_id: &str,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<UpdatedCustomer, Error> {
         let end = Instant::now() + self.settings.attempt_timeout;
-        let request = self.request(update, request_id);
+        let request = self.request(update, request_id, progress);
+        let before = progress.fate();
         let response = match timeout_at(end, self.http.execute(request)).await {
-            Ok(response) => response?,
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(Error::of(error, progress.fate() != before)),
             Err(_) => return Err(Error::TimedOut { begun: None }),
         };
         match response.status().as_u16() {
@@ -248,7 +257,12 @@ impl Client {
         }
     }
 
-    fn request(&self, update: &CustomerUpdate, request_id: &str) -> Request {
+    fn request(
+        &self,
+        update: &CustomerUpdate,
+        request_id: &str,
+        progress: &Arc<Progress>,
+    ) -> Request {
         let mut url = self.endpoint.clone();
         let id = utf8_percent_encode(update.customer_id().expose(), QUERY_VALUE);
         url.set_query(Some(&format!("customer_id={id}")));
@@ -263,7 +277,8 @@ impl Client {
                 .ok()
                 .map(|id| (REQUEST_ID, id)),
         );
-        *request.body_mut() = Some(Body::from(wire::body(update)));
+        let body = Update::new(wire::body(update), Arc::clone(progress));
+        *request.body_mut() = Some(Body::wrap(body));
         request
     }
 
@@ -274,7 +289,7 @@ impl Client {
         status: u16,
         end: Instant,
         update: &CustomerUpdate,
-        progress: &Progress,
+        progress: &Arc<Progress>,
     ) -> Result<UpdatedCustomer, Error> {
         let json = is_json(response.headers());
         if json {
@@ -290,9 +305,8 @@ impl Client {
             Ok(Some(body)) => body,
             Ok(None) => return Err(unusable),
             Err(_) => {
-                return Err(Error::TimedOut {
-                    begun: progress.begun(),
-                });
+                let begun = json.then_some(status);
+                return Err(Error::TimedOut { begun });
             }
         };
         match wire::profile(&body, update) {

@@ -26,7 +26,7 @@ use super::RequestId;
 use crate::{
     admission,
     customer::{CustomerUpdate, Field, Violation},
-    rest::{Answer, Error, Refusal, unasked},
+    rest::{Answer, Error, Fate, Refusal, unasked},
 };
 
 /// The most bytes of a status on the wire: its message, and its details in base64. Clients give all metadata of a
@@ -51,10 +51,7 @@ pub(super) enum Failure {
     /// The call was not taken.
     NotTaken(admission::Refusal),
     /// The caller's deadline is about to pass.
-    DeadlinePassed {
-        /// The status of a labelled answer that had begun: the update was applied.
-        begun: Option<u16>,
-    },
+    DeadlinePassed,
     /// The upstream did not answer with a profile.
     Upstream(Error),
     /// A bug of ours.
@@ -110,8 +107,10 @@ pub(super) struct Context<'a> {
     pub(super) request_id: &'a RequestId,
     /// The update, if the request was one: its values must not be repeated.
     pub(super) update: Option<&'a CustomerUpdate>,
-    /// How many PUTs were started.
+    /// How many PUTs were begun.
     pub(super) attempts: u32,
+    /// What is known of the update.
+    pub(super) fate: Fate,
     /// A number from 0 up to 1, for the jitter of a wait that the upstream did not name.
     pub(super) dice: f64,
 }
@@ -141,12 +140,13 @@ impl Verdict {
     pub(super) fn new(failure: &Failure, context: &Context<'_>) -> Self {
         use Code::{DataLoss, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
         use Failure::Upstream;
-        use Outcome::{Applied, NotSent, Unknown};
+        use Outcome::{Applied, NotSent, Rejected, Unknown};
 
-        let reached = if context.attempts == 0 {
-            NotSent
-        } else {
-            Unknown
+        let known = match context.fate {
+            Fate::NotSent => NotSent,
+            Fate::Rejected => Rejected,
+            Fate::Unknown => Unknown,
+            Fate::Applied(_) => Applied,
         };
         let mut verdict = match failure {
             Failure::Invalid(violations) => invalid(violations),
@@ -157,11 +157,8 @@ impl Verdict {
             Failure::NotTaken(admission::Refusal::Draining) => {
                 ours(Unavailable, Why::Draining, NotSent).retry_in(unasked(context.dice))
             }
-            Failure::DeadlinePassed { begun } => {
-                let outcome = if begun.is_some() { Applied } else { reached };
-                ours(DeadlineExceeded, Why::UpstreamTimeout, outcome)
-            }
-            Failure::Panicked => ours(Internal, Why::InternalError, reached),
+            Failure::DeadlinePassed => ours(DeadlineExceeded, Why::UpstreamTimeout, known),
+            Failure::Panicked => ours(Internal, Why::InternalError, known),
             Upstream(Error::CircuitOpen(left)) => {
                 ours(Unavailable, Why::CircuitOpen, NotSent).retry_in(*left)
             }
@@ -192,13 +189,10 @@ impl Verdict {
             }
             Upstream(Error::Answered(answer)) => answered(answer, context),
         };
-        verdict.upstream_status = match failure {
-            Failure::Upstream(error) => error.status(),
-            Failure::DeadlinePassed { begun } => *begun,
-            Failure::Invalid(_)
-            | Failure::DeadlineTooShort
-            | Failure::NotTaken(_)
-            | Failure::Panicked => None,
+        verdict.upstream_status = match (failure, context.fate) {
+            (Upstream(error), _) => error.status(),
+            (Failure::DeadlinePassed, Fate::Applied(status)) => Some(status),
+            (_, _) => None,
         };
         verdict
     }

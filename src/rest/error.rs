@@ -133,21 +133,22 @@ pub struct Refusal {
     pub named: Vec<Field>,
 }
 
-impl From<reqwest::Error> for Error {
-    /// Tells apart what was certainly not sent from what may have been.
-    fn from(error: reqwest::Error) -> Self {
+impl Error {
+    /// Tells apart what was certainly not sent from what may have been. `sent`: whether any of the update was.
+    pub(super) fn of(error: reqwest::Error, sent: bool) -> Self {
         let error = error.without_url();
         let causes = || std::iter::successors(error.source(), |cause| source_of(*cause));
         if error.is_connect() {
             // The tunnel's error type is not public; its text is all there is.
-            if causes().any(|cause| cause.to_string().ends_with("proxy authorization required")) {
+            let proxy = "proxy authorization required";
+            if causes().any(|cause| cause.to_string().ends_with(proxy)) {
                 Error::ProxyRefused(error)
             } else if causes().any(is_tls) {
                 Error::Tls(error)
             } else {
                 Error::Unreachable(error)
             }
-        } else if error.is_builder() || causes().any(was_not_taken) {
+        } else if !sent || causes().any(was_not_taken) {
             Error::NotTaken(error)
         } else {
             Error::Lost(error)

@@ -123,12 +123,8 @@ mod tests {
             .tls_certs_only([])
             .build()
             .unwrap();
-        client
-            .get("http://127.0.0.1:1")
-            .send()
-            .await
-            .unwrap_err()
-            .into()
+        let error = client.get("http://127.0.0.1:1").send().await.unwrap_err();
+        Error::of(error, false)
     }
 
     #[tokio::test]

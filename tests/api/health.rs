@@ -20,6 +20,12 @@ fn ask(service: &str) -> HealthCheckRequest {
     }
 }
 
+/// What a health check of this name is told.
+pub async fn status(facade: &Facade, service: &str) -> &'static str {
+    let answer = client(facade).await.check(ask(service)).await.unwrap();
+    answer.into_inner().status().as_str_name()
+}
+
 async fn client(facade: &Facade) -> HealthClient<Channel> {
     HealthClient::new(facade.channel().await)
 }

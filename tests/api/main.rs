@@ -2,14 +2,19 @@
 //! that is real HTTP, or whatever a socket can be made to say.
 
 #![allow(
+    clippy::print_stdout,
     clippy::unwrap_used,
     unreachable_pub,
-    reason = "a test that cannot go on fails; a test binary has no outside"
+    reason = "a test prints its figures, fails where it cannot go on, and has no outside"
 )]
 
+mod clients;
 mod docs;
+mod drain;
+mod faults;
 mod health;
 mod life;
+mod limits;
 mod no_answer;
 mod properties;
 mod reflection;

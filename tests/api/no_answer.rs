@@ -1,6 +1,9 @@
 //! Rows 9 to 15: no answer, or none in time.
 
-use std::sync::Arc;
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use socket2::{Domain, Socket, Type};
@@ -17,6 +20,18 @@ use crate::support::{
 
 const IMPATIENT: [&str; 4] = ["--attempt-timeout", "300ms", "--connect-timeout", "200ms"];
 
+/// A listener whose queue is full, so that nobody answers a further connect; and what it takes to keep it so.
+fn full_listener() -> (SocketAddr, Socket, TcpStream) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let queued = TcpStream::connect(address).unwrap();
+    (address, listener, queued)
+}
+
 #[tokio::test]
 async fn row_09_refused_unknown_and_silent() {
     let refused = TcpListener::bind("127.0.0.1:0")
@@ -24,22 +39,11 @@ async fn row_09_refused_unknown_and_silent() {
         .unwrap()
         .local_addr()
         .unwrap();
-    // A listener whose queue is full: nobody answers a further connect.
-    let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    full.bind(
-        &"127.0.0.1:0"
-            .parse::<std::net::SocketAddr>()
-            .unwrap()
-            .into(),
-    )
-    .unwrap();
-    full.listen(0).unwrap();
-    let silent = full.local_addr().unwrap().as_socket().unwrap();
-    let _queued = std::net::TcpStream::connect(silent).unwrap();
+    let silent = full_listener();
 
     for url in [
         format!("http://{refused}"),
-        format!("http://{silent}"),
+        format!("http://{}", silent.0),
         "https://nowhere.invalid".to_owned(),
     ] {
         let told = Facade::with(&url, &["--connect-timeout", "300ms"])
@@ -210,6 +214,18 @@ async fn row_14_the_callers_deadline() {
         told.is(Code::DeadlineExceeded, "UPSTREAM_TIMEOUT", outcome);
         upstream.the_request();
     }
+}
+
+/// While a connection is still being made nothing has been sent, and that is what is told.
+#[tokio::test]
+async fn row_14_before_anything_was_sent() {
+    let silent = full_listener();
+    let url = format!("http://{}", silent.0);
+    let facade = Facade::with(&url, &["--connect-timeout", "9s"]).await;
+    let told = facade
+        .refused(with(an_update(), &[("grpc-timeout", "300m")]))
+        .await;
+    told.is(Code::DeadlineExceeded, "UPSTREAM_TIMEOUT", "not_sent");
 }
 
 #[tokio::test]

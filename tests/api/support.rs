@@ -19,10 +19,11 @@ use tokio::{
     time::timeout,
 };
 use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 /// Longer than anything here takes; a test that gets here fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub const CLIENT_ID: &str = "test-client";
 pub const CLIENT_SECRET: &str = "s3cret:with ünicode";
@@ -118,6 +119,18 @@ impl Facade {
             .unwrap()
     }
 
+    /// Whether the façade takes a further connection.
+    pub async fn takes_another(&self) -> bool {
+        let endpoint = Channel::from_shared(format!("http://{}", self.grpc)).unwrap();
+        let Ok(channel) = endpoint.connect().await else {
+            return false;
+        };
+        HealthClient::new(channel)
+            .check(HealthCheckRequest::default())
+            .await
+            .is_ok()
+    }
+
     pub async fn client(&self) -> CustomerServiceClient<Channel> {
         CustomerServiceClient::new(self.channel().await)
     }
@@ -134,6 +147,10 @@ impl Facade {
     /// The error that this request ends in.
     pub async fn refused(&self, request: impl tonic::IntoRequest<UpdateCustomerRequest>) -> Told {
         Told::of(&self.call(request).await.expect_err("an error"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     pub fn signal(&self, name: &str) {
@@ -474,7 +491,8 @@ async fn act(stream: &mut TcpStream, reply: Reply, go_on: &Semaphore) -> bool {
     }
 }
 
-async fn read_request(stream: &mut TcpStream) -> Option<Received> {
+/// Reads one request whole; `None` if the other side has closed.
+pub async fn read_request(stream: &mut TcpStream) -> Option<Received> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
