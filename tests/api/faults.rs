@@ -343,13 +343,13 @@ async fn nobody_there() {
         ("http://127.0.0.1:1", "UPSTREAM_UNREACHABLE"),
         (&no_tls, "UPSTREAM_TLS_FAILED"),
     ] {
-        let facade = Facade::with(url, &["--breaker=off", "--max-deadline=3s"]).await;
+        let facade = Facade::with(url, &["--breaker=off", "--max-deadline=10s"]).await;
         let answers = storm(&facade, 100).await;
         for (_, told, took) in &answers {
             told.as_ref()
                 .unwrap()
                 .is(Code::Unavailable, reason, "not_sent");
-            assert!(*took < Duration::from_secs(4));
+            assert!(*took < Duration::from_secs(11));
         }
         // One second attempt for ten calls, and one a second; not one for each.
         let attempts: usize = answers
