@@ -256,6 +256,56 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
+/// Doors for the fuzzers, which see nothing else of this room.
+#[cfg(fuzzing)]
+#[expect(missing_docs, reason = "not part of the program")]
+pub mod fuzzing {
+    use tonic_types::StatusExt;
+
+    use super::*;
+
+    pub struct Told {
+        pub encoded: usize,
+        pub texts: Vec<String>,
+    }
+
+    pub fn grpc_timeout(text: &str) -> Option<Duration> {
+        deadline::parse_grpc_timeout(text)
+    }
+
+    pub fn told(error: rest::Error, update: &CustomerUpdate) -> Told {
+        let request_id = RequestId::of(&tonic::metadata::MetadataMap::new());
+        let update = Some(update);
+        let context = Context {
+            request_id: &request_id,
+            update,
+            attempts: 1,
+            fate: rest::Fate::Unknown,
+            dice: 0.5,
+        };
+        let status = Verdict::new(&Failure::Upstream(error), &context).into_status(&context);
+        let details = status.get_error_details();
+        let info = details.error_info().expect("always there");
+        let mut texts = vec![status.message().to_owned(), info.reason.clone()];
+        texts.extend(info.metadata.values().cloned());
+        texts.extend(
+            details
+                .localized_message()
+                .map(|message| message.message.clone()),
+        );
+        texts.extend(
+            details
+                .bad_request()
+                .into_iter()
+                .flat_map(|bad| bad.field_violations.iter().map(|v| v.field.clone())),
+        );
+        Told {
+            encoded: status.message().len() + status.details().len().div_ceil(3) * 4,
+            texts,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tonic_types::StatusExt;

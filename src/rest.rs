@@ -365,3 +365,44 @@ async fn read(mut response: Response, limit: usize) -> Option<Vec<u8>> {
     }
     Some(body)
 }
+
+/// Doors for the fuzzers, which see nothing else of this room.
+#[cfg(fuzzing)]
+#[expect(missing_docs, reason = "not part of the program")]
+pub mod fuzzing {
+    use super::*;
+
+    pub fn update(id: &str, email: &str, address: &str) -> CustomerUpdate {
+        let set = [
+            (Field::Email, Ok(email.to_owned())),
+            (Field::Address, Ok(address.to_owned())),
+        ];
+        CustomerUpdate::parse(id.to_owned(), set).expect("a legal update")
+    }
+
+    pub fn body(update: &CustomerUpdate) -> Vec<u8> {
+        wire::body(update)
+    }
+
+    /// Whose profile it is, if it is one.
+    pub fn profile(body: &[u8], update: &CustomerUpdate) -> Option<String> {
+        let mut customer = wire::profile(body, update).ok()?;
+        customer
+            .texts
+            .remove(&Field::CustomerId)
+            .map(crate::customer::Private::into_exposed)
+    }
+
+    pub fn answered(status: u16, retry_after: Option<u8>, body: &[u8]) -> Error {
+        let retry_after = retry_after.map(|seconds| Duration::from_secs(seconds.into()));
+        Error::Answered(Answer {
+            status,
+            retry_after,
+            refusal: wire::refusal(body),
+        })
+    }
+
+    pub fn retry_after(text: &str) -> Option<Duration> {
+        retry::parse_retry_after(text, SystemTime::UNIX_EPOCH)
+    }
+}

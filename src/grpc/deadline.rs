@@ -21,7 +21,7 @@ pub(super) fn deadline(metadata: &MetadataMap, limits: Deadlines) -> Option<Inst
 }
 
 /// At most 8 digits and a unit (gRPC over HTTP/2, "Timeout"). Anything else is as if it was not there.
-fn parse_grpc_timeout(text: &str) -> Option<Duration> {
+pub(super) fn parse_grpc_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
