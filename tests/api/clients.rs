@@ -13,13 +13,13 @@ use crate::support::{Facade, PATIENCE, Reply, Upstream, a_profile, an_update, js
 
 /// What a process holds.
 #[derive(Clone, Copy, Debug)]
-struct Held {
-    kib: usize,
+pub struct Held {
+    pub kib: usize,
     files: usize,
     threads: usize,
 }
 
-fn held(facade: &Facade) -> Held {
+pub fn held(facade: &Facade) -> Held {
     let status = fs::read_to_string(format!("/proc/{}/status", facade.pid())).unwrap();
     let number = |name: &str| {
         let line = status

@@ -20,6 +20,7 @@ mod properties;
 mod reflection;
 mod refusals;
 mod sandbox;
+mod soak;
 mod support;
 mod way_back;
 mod way_in;
