@@ -104,7 +104,6 @@ impl CustomerService for Facade {
             progress: Arc::default(),
             started: Instant::now(),
         });
-        // Answered without a wait, for tonic's own timer is about to fire and knows no details.
         let Some(deadline) = deadline(request.metadata(), self.deadlines) else {
             return Err(call.failed(&Failure::DeadlineTooShort, None, false));
         };
@@ -322,9 +321,7 @@ mod tests {
                 started: Instant::now(),
             });
             assert!(call.progress.begin());
-            if sent {
-                call.progress.sent();
-            }
+            assert!(!sent || call.progress.send());
             let (caller, answer) = oneshot::channel::<Answer>();
             let task = tokio::spawn(async move {
                 let _caller = caller;

@@ -181,8 +181,9 @@ impl Client {
         let Some(wait) = wait.filter(|_| self.budget.as_ref().is_some_and(Budget::withdraw)) else {
             return Err(first);
         };
-        if let Error::Answered(_) = first {
-            progress.rejected();
+        match first {
+            Error::Answered(_) => progress.rejected(),
+            _ => progress.not_sent(),
         }
         sleep(wait).await;
         match self.attempt(update, request_id, progress).await {
@@ -245,10 +246,12 @@ impl Client {
     ) -> Result<UpdatedCustomer, Error> {
         let end = Instant::now() + self.settings.attempt_timeout;
         let request = self.request(update, request_id, progress);
-        let before = progress.fate();
         let response = match timeout_at(end, self.http.execute(request)).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(Error::of(error, progress.fate() != before)),
+            Ok(Err(_)) if progress.is_closed() && progress.fate() != Fate::Unknown => {
+                return Err(Error::Abandoned);
+            }
+            Ok(Err(error)) => return Err(Error::of(error, progress.fate() == Fate::Unknown)),
             Err(_) => return Err(Error::TimedOut { begun: None }),
         };
         match response.status().as_u16() {

@@ -174,10 +174,7 @@ impl Verdict {
             Upstream(Error::ProxyRefused(_)) => ours(Internal, Why::EgressProxyRejected, NotSent),
             Upstream(Error::NotTaken(_)) => ours(Unavailable, Why::UpstreamUnreachable, NotSent),
             Upstream(Error::Lost(_)) => ours(Code::Unknown, Why::UpstreamConnectionLost, Unknown),
-            Upstream(Error::TimedOut { begun }) => {
-                let outcome = if begun.is_some() { Applied } else { Unknown };
-                ours(DeadlineExceeded, Why::UpstreamTimeout, outcome)
-            }
+            Upstream(Error::TimedOut { .. }) => ours(DeadlineExceeded, Why::UpstreamTimeout, known),
             Upstream(Error::Unreadable { .. }) => {
                 ours(DataLoss, Why::UpstreamResponseUnreadable, Applied)
             }

@@ -1,19 +1,16 @@
 //! How far a call has come, and whether anybody still waits for it.
 
 use std::{
-    convert::Infallible,
+    io,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU16, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
 };
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
-
-/// Set once the caller has been answered, or has left.
-const OVER: u32 = 1 << 31;
 
 /// What is known of an update while its call is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,65 +26,92 @@ pub enum Fate {
 }
 
 /// How far a call has come: written by the one that sends, read by the one that answers. What the caller is told and
-/// what is sent can never contradict each other: after [`Progress::close`] no further PUT is begun.
+/// what is sent can never contradict each other: after [`Progress::close`] nothing further is sent.
+///
+/// One number holds it all, so that no step can fall between two others: the fate in the low 16 bits, the count of
+/// attempts above, and the highest bit when the caller is answered.
 #[derive(Debug, Default)]
-pub struct Progress {
-    attempts: AtomicU32,
-    /// The fate: an HTTP status for [`Fate::Applied`], else one of the numbers below.
-    fate: AtomicU16,
-}
+pub struct Progress(AtomicU32);
 
-const NOT_SENT: u16 = 0;
-const REJECTED: u16 = 1;
-const UNKNOWN: u16 = 2;
+const FATE: u32 = 0xffff;
+const NOT_SENT: u32 = 0;
+const REJECTED: u32 = 1;
+const UNKNOWN: u32 = 2;
+const ONE_ATTEMPT: u32 = 1 << 16;
+const ANSWERED: u32 = 1 << 31;
 
 impl Progress {
     /// How many PUTs were begun.
     pub fn attempts(&self) -> u32 {
-        self.attempts.load(Ordering::Acquire) & !OVER
+        (self.load() & !ANSWERED) / ONE_ATTEMPT
     }
 
     /// What is known of the update now.
     pub fn fate(&self) -> Fate {
-        match self.fate.load(Ordering::Acquire) {
+        match self.load() & FATE {
             NOT_SENT => Fate::NotSent,
             REJECTED => Fate::Rejected,
             UNKNOWN => Fate::Unknown,
-            status => Fate::Applied(status),
+            status => Fate::Applied(u16::try_from(status).unwrap_or_default()),
         }
     }
 
-    /// The caller is being answered, or has left: what is under way is seen through, nothing more is begun.
+    /// The caller is being answered, or has left: what was sent is seen through, nothing more is sent.
     pub fn close(&self) {
-        self.attempts.fetch_or(OVER, Ordering::AcqRel);
+        self.0.fetch_or(ANSWERED, Ordering::AcqRel);
+    }
+
+    /// Whether the caller was answered, or has left.
+    pub(super) fn is_closed(&self) -> bool {
+        self.load() & ANSWERED != 0
     }
 
     /// Begins a PUT. False if nobody waits for it any more: then nothing may be sent.
     pub(crate) fn begin(&self) -> bool {
-        let open = |attempts| (attempts & OVER == 0).then_some(attempts + 1);
-        self.attempts
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, open)
-            .is_ok()
+        self.unless_answered(|now| now + ONE_ATTEMPT)
     }
 
-    /// The update is about to be written to a connection.
-    pub(crate) fn sent(&self) {
-        self.fate.store(UNKNOWN, Ordering::Release);
+    /// The update is about to be written to a connection. False if nobody waits for it any more: then it must not be.
+    pub(crate) fn send(&self) -> bool {
+        self.unless_answered(|now| now & !FATE | UNKNOWN)
     }
 
     /// What was sent was refused.
     pub(super) fn rejected(&self) {
-        self.fate.store(REJECTED, Ordering::Release);
+        self.learn(REJECTED);
+    }
+
+    /// What was sent was not looked at.
+    pub(super) fn not_sent(&self) {
+        self.learn(NOT_SENT);
     }
 
     /// An answer has begun that shows that the update was applied.
     pub(super) fn applied(&self, status: u16) {
-        self.fate.store(status, Ordering::Release);
+        self.learn(status.into());
+    }
+
+    fn load(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn learn(&self, fate: u32) {
+        let learnt = |now| Some(now & !FATE | fate);
+        let _ = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, learnt);
+    }
+
+    fn unless_answered(&self, next: impl Fn(u32) -> u32) -> bool {
+        let next = |now| (now & ANSWERED == 0).then(|| next(now));
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
+            .is_ok()
     }
 }
 
-/// The body of a PUT, which tells when it is about to be sent. Until then a request, whatever becomes of its connection,
-/// cannot have changed anything.
+/// The body of a PUT, which tells when it is about to be sent, and is not sent if nobody waits for it any more. Until then
+/// a request, whatever becomes of its connection, cannot have changed anything.
 pub(super) struct Update {
     bytes: Option<Bytes>,
     progress: Arc<Progress>,
@@ -104,14 +128,21 @@ impl Update {
 
 impl Body for Update {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.progress.sent();
-        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let Some(bytes) = self.bytes.take() else {
+            return Poll::Ready(None);
+        };
+        let leave = self.progress.send();
+        Poll::Ready(Some(
+            leave
+                .then(|| Frame::data(bytes))
+                .ok_or_else(|| io::Error::other("nobody waits")),
+        ))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -128,11 +159,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_begun_once_the_caller_is_answered() {
+    fn from_beginning_to_end() {
+        let progress = Progress::default();
+        assert_eq!((progress.attempts(), progress.fate()), (0, Fate::NotSent));
+        assert!(progress.begin() && progress.send());
+        assert_eq!((progress.attempts(), progress.fate()), (1, Fate::Unknown));
+        progress.rejected();
+        assert!(progress.begin());
+        assert_eq!((progress.attempts(), progress.fate()), (2, Fate::Rejected));
+        assert!(progress.send());
+        progress.close();
+        progress.applied(200);
+        assert_eq!(
+            (progress.attempts(), progress.fate()),
+            (2, Fate::Applied(200))
+        );
+    }
+
+    #[test]
+    fn nothing_is_sent_once_the_caller_is_answered() {
         let progress = Progress::default();
         assert!(progress.begin());
         progress.close();
-        assert!(!progress.begin());
-        assert_eq!(progress.attempts(), 1);
+        assert!(!progress.send() && !progress.begin());
+        assert_eq!((progress.attempts(), progress.fate()), (1, Fate::NotSent));
     }
 }

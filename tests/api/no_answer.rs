@@ -1,6 +1,7 @@
 //! Rows 9 to 15: no answer, or none in time.
 
 use std::{
+    io::Read,
     net::{SocketAddr, TcpStream},
     sync::Arc,
 };
@@ -10,12 +11,13 @@ use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
+    time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, rustls};
 use tonic::Code;
 
 use crate::support::{
-    CLIENT_SECRET, Facade, Reply, Upstream, a_profile, an_update, http, json, with,
+    CLIENT_SECRET, Facade, PATIENCE, Reply, Upstream, a_profile, an_update, http, json, with,
 };
 
 const IMPATIENT: [&str; 4] = ["--attempt-timeout", "300ms", "--connect-timeout", "200ms"];
@@ -216,8 +218,9 @@ async fn row_14_the_callers_deadline() {
     }
 }
 
-/// While a connection is still being made nothing has been sent, and that is what is told.
-#[tokio::test]
+/// While a connection is still being made nothing has been sent; that is what is told, and it stays true when the
+/// connection is made after all.
+#[tokio::test(flavor = "multi_thread")]
 async fn row_14_before_anything_was_sent() {
     let silent = full_listener();
     let url = format!("http://{}", silent.0);
@@ -226,6 +229,28 @@ async fn row_14_before_anything_was_sent() {
         .refused(with(an_update(), &[("grpc-timeout", "300m")]))
         .await;
     told.is(Code::DeadlineExceeded, "UPSTREAM_TIMEOUT", "not_sent");
+    // Room for the connection: the system tries again after a second.
+    let (_, listener, queued) = silent;
+    let connected = tokio::task::spawn_blocking(move || {
+        drop((listener.accept().unwrap(), queued));
+        let mut connection = listener.accept().unwrap().0;
+        let mut received = Vec::new();
+        connection.read_to_end(&mut received).map(|_| received)
+    });
+    let received = timeout(PATIENCE, connected)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert!(
+        !String::from_utf8_lossy(&received).contains("nationality"),
+        "it was sent"
+    );
+    let line = facade.logged(|line| line["message"] == "call").await;
+    assert_eq!(
+        (line["outcome"].as_str(), line["caller_gone"].as_bool()),
+        (Some("not_sent"), Some(true))
+    );
 }
 
 #[tokio::test]
