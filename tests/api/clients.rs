@@ -150,6 +150,10 @@ async fn malformed_calls() {
             })
             .await;
         assert_eq!(long.unwrap_err().code(), Code::OutOfRange);
+        let mut health = HealthClient::new(facade.channel().await);
+        let service = "x".repeat(65 * 1024);
+        let long = health.check(HealthCheckRequest { service }).await;
+        assert_eq!(long.unwrap_err().code(), Code::OutOfRange);
         let unknown = raw(&facade, "/sqril.customer.v1.CustomerService/DeleteCustomer").await;
         assert_eq!(unknown.code(), Code::Unimplemented);
         let elsewhere = raw(&facade, "/no.such.Service/Method").await;

@@ -2,7 +2,7 @@
 //! against what the callers were told.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +13,7 @@ use std::{
 use serde_json::json as value;
 use sqril_grpc::pb::UpdateCustomerRequest;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
@@ -21,7 +21,10 @@ use tokio::{
 };
 use tonic::Code;
 
-use crate::support::{Facade, JSON, Received, Told, an_update, http, json, read_request, sqril};
+use crate::{
+    no_answer::TlsUpstream,
+    support::{Facade, JSON, Received, Told, an_update, http, json, read_request, sqril},
+};
 
 /// What the upstream does with one request.
 #[derive(Clone, Debug)]
@@ -376,6 +379,76 @@ async fn connections_closed_under_us() {
     agrees(&answers, &ledger);
     let well = answers.iter().filter(|(_, told, _)| told.is_none()).count();
     assert!(well > 250, "only {well} of 500 went well");
+}
+
+/// An HTTP/2 upstream that says GOAWAY in the middle of many calls: what it had looked at may have been applied, what came
+/// later was not, and is sent again on another connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_goaway() {
+    let tls = TlsUpstream::start(&[b"h2"]).await;
+    let facade = tls.facade(&tls.url()).await;
+    let ledger = Ledger::default();
+    tokio::spawn({
+        let ledger = Arc::clone(&ledger);
+        async move {
+            loop {
+                let stream = tls.accept().await;
+                tokio::spawn(looks_at_five(stream, Arc::clone(&ledger)));
+            }
+        }
+    });
+    let answers = storm(&facade, 100).await;
+    agrees(&answers, &ledger);
+    for (_, told, _) in &answers {
+        let told = told.as_ref().unwrap();
+        assert!(matches!(
+            told.reason.as_str(),
+            "UPSTREAM_CONNECTION_LOST" | "UPSTREAM_UNREACHABLE" | "CIRCUIT_OPEN"
+        ));
+    }
+    let outcomes: BTreeSet<_> = answers
+        .iter()
+        .flat_map(|(_, told, _)| told)
+        .map(Told::outcome)
+        .collect();
+    assert_eq!(
+        outcomes.into_iter().collect::<Vec<_>>(),
+        ["not_sent", "unknown"]
+    );
+}
+
+/// Applies five updates, says GOAWAY for all that come after, and closes without an answer.
+async fn looks_at_five(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    ledger: Ledger,
+) -> std::io::Result<()> {
+    stream.read_exact(&mut [0; 24]).await?;
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+    let mut looked_at = 0;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await?;
+        // DATA that ends its stream: small updates come in one frame.
+        if head[3] != 0 || head[4] & 1 == 0 || payload.is_empty() {
+            continue;
+        }
+        apply(
+            &ledger,
+            &Received {
+                head: String::new(),
+                body: payload,
+            },
+        );
+        looked_at += 1;
+        if looked_at == 5 {
+            let last = [head[5], head[6], head[7], head[8]];
+            let goaway = [&[0, 0, 8, 7, 0, 0, 0, 0, 0][..], &last, &[0, 0, 0, 0]].concat();
+            stream.write_all(&goaway).await?;
+            return stream.shutdown().await;
+        }
+    }
 }
 
 /// Row 8: while most of what is sent fails nothing is sent; who routes is told under its own name, readiness stays; and a

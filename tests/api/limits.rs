@@ -1,5 +1,7 @@
 //! Rows 6 and 7, and the listener's limits: one test a limit, with its flag.
 
+use std::time::Duration;
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -142,6 +144,48 @@ async fn max_connections() {
     timeout(PATIENCE, async { while !facade.takes_another().await {} })
         .await
         .unwrap();
+}
+
+/// With no descriptors left it neither dies nor spins, and takes connections again as soon as there are some.
+#[tokio::test]
+async fn out_of_descriptors() {
+    let facade = Facade::limited_to(40).await;
+    let mut many = Vec::new();
+    for _ in 0..80 {
+        many.push(TcpStream::connect(facade.grpc).await.unwrap());
+    }
+    facade
+        .logged(|line| {
+            line["message"]
+                .as_str()
+                .unwrap()
+                .starts_with("cannot accept")
+        })
+        .await;
+    let before = processor_ticks(&facade);
+    // Not for anything to happen, but for time to pass in which nothing should.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ticks = processor_ticks(&facade) - before;
+    assert!(
+        ticks < 30,
+        "{ticks} of 100 ticks of processor time in a second of nothing"
+    );
+    drop(many);
+    timeout(PATIENCE, async { while !facade.takes_another().await {} })
+        .await
+        .unwrap();
+}
+
+/// What the process has used of its processors, in ticks of 10 ms.
+fn processor_ticks(facade: &Facade) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", facade.pid())).unwrap();
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
 /// At its age a connection is asked to go; the call that runs on it ends as it would have.

@@ -292,14 +292,14 @@ async fn row_15_the_caller_leaves() {
 }
 
 /// An upstream with a certificate for `localhost` of an authority of its own.
-struct TlsUpstream {
+pub struct TlsUpstream {
     listener: TcpListener,
     acceptor: TlsAcceptor,
     authority: std::path::PathBuf,
 }
 
 impl TlsUpstream {
-    async fn start(protocols: &[&[u8]]) -> TlsUpstream {
+    pub async fn start(protocols: &[&[u8]]) -> TlsUpstream {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -325,7 +325,7 @@ impl TlsUpstream {
         }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!(
             "https://localhost:{}",
             self.listener.local_addr().unwrap().port()
@@ -333,7 +333,7 @@ impl TlsUpstream {
     }
 
     /// A façade that trusts this authority.
-    async fn facade(&self, url: &str) -> Facade {
+    pub async fn facade(&self, url: &str) -> Facade {
         let flags = [
             "--upstream-url",
             url,
@@ -353,7 +353,7 @@ impl TlsUpstream {
         .await
     }
 
-    async fn accept(&self) -> tokio_rustls::server::TlsStream<tokio::net::TcpStream> {
+    pub async fn accept(&self) -> tokio_rustls::server::TlsStream<tokio::net::TcpStream> {
         loop {
             let (stream, _) = self.listener.accept().await.unwrap();
             if let Ok(stream) = self.acceptor.accept(stream).await {

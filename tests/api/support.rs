@@ -66,10 +66,24 @@ impl Facade {
 
     pub async fn start(flags: &[&str], variables: &[(&str, &str)]) -> Facade {
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-        let mut process = program("serve", &[&ports, flags].concat(), variables)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let flags = [&ports, flags].concat();
+        Self::spawn(program("serve", &flags, variables)).await
+    }
+
+    /// A façade before the embedded Sqril that may open so many files and no more.
+    pub async fn limited_to(files: u32) -> Facade {
+        let mut shell = std::process::Command::new("/bin/sh");
+        let script = format!(
+            "ulimit -n {files} && exec \"$0\" serve --sandbox --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0"
+        );
+        shell
+            .args(["-c", &script, env!("CARGO_BIN_EXE_sqril-grpc")])
+            .env_clear();
+        Self::spawn(shell).await
+    }
+
+    async fn spawn(mut program: std::process::Command) -> Facade {
+        let mut process = program.stderr(Stdio::piped()).spawn().unwrap();
         let log = lines_of(&mut process);
         let mut facade = Facade {
             grpc: ([0; 4], 0).into(),
