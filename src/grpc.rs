@@ -238,7 +238,10 @@ impl Call {
             attempts = self.progress.attempts(),
             fields = fields.collect::<Vec<_>>().join(","),
             warnings = result.map_or(0, |response| response.warnings.len()),
-            cause = failure.and_then(Failure::cause),
+            cause = match failure {
+                Some(Failure::Upstream(error)) => Some(error.chain()),
+                Some(_) | None => None,
+            },
             caller_gone,
             duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "call"

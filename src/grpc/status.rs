@@ -58,24 +58,6 @@ pub(super) enum Failure {
     Panicked,
 }
 
-impl Failure {
-    /// The causes of a failed exchange, for the log: no URL, no body, no value.
-    pub(super) fn cause(&self) -> Option<String> {
-        let Failure::Upstream(error) = self else {
-            return None;
-        };
-        let causes = std::iter::successors(Some(error as &dyn std::error::Error), |cause| {
-            cause.source()
-        });
-        Some(
-            causes
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(": "),
-        )
-    }
-}
-
 /// The answer to "did my update happen?".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {

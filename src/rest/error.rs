@@ -86,6 +86,18 @@ impl Error {
         }
     }
 
+    /// The error and its causes, for the log: no URL, no body, no value, and nothing that the upstream wrote.
+    pub fn chain(&self) -> String {
+        let this: &(dyn StdError + 'static) = self;
+        let causes = std::iter::successors(Some(this), |cause| source_of(*cause));
+        // What an upstream adds to its GOAWAY is its own text.
+        let told = causes.map(|cause| match cause.downcast_ref::<h2::Error>() {
+            Some(error) => format!("HTTP/2: {:?}", error.reason()),
+            None => cause.to_string(),
+        });
+        told.collect::<Vec<_>>().join(": ")
+    }
+
     /// What this says of the upstream's health: a refusal says that it answers.
     pub(super) fn sign(&self) -> Sign {
         match self {

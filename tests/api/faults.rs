@@ -386,7 +386,7 @@ async fn connections_closed_under_us() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_early_goaway() {
     let tls = TlsUpstream::start(&[b"h2"]).await;
-    let facade = tls.facade(&tls.url()).await;
+    let facade = tls.facade(&tls.url(), &[]).await;
     let ledger = Ledger::default();
     tokio::spawn({
         let ledger = Arc::clone(&ledger);
@@ -424,7 +424,8 @@ async fn looks_at_five(
 ) -> std::io::Result<()> {
     stream.read_exact(&mut [0; 24]).await?;
     stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
-    let mut looked_at = 0;
+    // Bodies may come in another order than their streams began: the highest that was applied is the last looked at.
+    let (mut looked_at, mut last) = (0, 0);
     loop {
         let mut head = [0; 9];
         stream.read_exact(&mut head).await?;
@@ -442,9 +443,14 @@ async fn looks_at_five(
             },
         );
         looked_at += 1;
+        last = last.max(u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
         if looked_at == 5 {
-            let last = [head[5], head[6], head[7], head[8]];
-            let goaway = [&[0, 0, 8, 7, 0, 0, 0, 0, 0][..], &last, &[0, 0, 0, 0]].concat();
+            let goaway = [
+                &[0, 0, 8, 7, 0, 0, 0, 0, 0][..],
+                &last.to_be_bytes(),
+                &[0, 0, 0, 0],
+            ]
+            .concat();
             stream.write_all(&goaway).await?;
             return stream.shutdown().await;
         }

@@ -81,7 +81,7 @@ async fn row_10_tls() {
     }
     // Somebody vouches for it, but under another name.
     let told = tls
-        .facade(&tls.url().replace("localhost", "127.0.0.1"))
+        .facade(&tls.url().replace("localhost", "127.0.0.1"), &[])
         .await
         .refused(an_update())
         .await;
@@ -93,7 +93,8 @@ async fn row_10_tls() {
 #[tokio::test]
 async fn row_11_refused_stream_and_goaway() {
     const RST_STREAM_REFUSED: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 7];
-    const GOAWAY_BELOW: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // With a word of the upstream's own.
+    const GOAWAY_BELOW: &[u8] = b"\0\0\x0e\x07\0\0\0\0\0\0\0\0\0\0\0\0\0canary";
     const GOAWAY_AFTER: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
     let cases = [
         (
@@ -117,7 +118,7 @@ async fn row_11_refused_stream_and_goaway() {
     ];
     for (frame, code, reason, outcome) in cases {
         let tls = TlsUpstream::start(&[b"h2"]).await;
-        let facade = tls.facade(&tls.url()).await;
+        let facade = tls.facade(&tls.url(), &["--retry-budget", "0"]).await;
         tokio::spawn(async move {
             let mut stream = tls.accept().await;
             stream.read_exact(&mut [0; 24]).await.unwrap();
@@ -130,6 +131,10 @@ async fn row_11_refused_stream_and_goaway() {
             stream.shutdown().await.unwrap();
         });
         facade.refused(an_update()).await.is(code, reason, outcome);
+        let line = facade.logged(|line| line["message"] == "call").await;
+        let named = line["cause"].as_str().unwrap().contains("HTTP/2");
+        assert_eq!(named, outcome == "not_sent", "{line}");
+        assert!(!facade.log().contains("canary"), "{}", facade.log());
     }
 }
 
@@ -333,7 +338,7 @@ impl TlsUpstream {
     }
 
     /// A façade that trusts this authority.
-    pub async fn facade(&self, url: &str) -> Facade {
+    pub async fn facade(&self, url: &str, more: &[&str]) -> Facade {
         let flags = [
             "--upstream-url",
             url,
@@ -344,7 +349,7 @@ impl TlsUpstream {
         ];
         let authority = self.authority.to_str().unwrap();
         Facade::start(
-            &flags,
+            &[&flags, more].concat(),
             &[
                 ("SQRIL_GRPC_CLIENT_SECRET", CLIENT_SECRET),
                 ("SSL_CERT_FILE", authority),
