@@ -399,11 +399,15 @@ async fn an_early_goaway() {
     });
     let answers = storm(&facade, 100).await;
     agrees(&answers, &ledger);
+    // The last few, too few for a GOAWAY, wait until their time is up.
     for (_, told, _) in &answers {
         let told = told.as_ref().unwrap();
         assert!(matches!(
             told.reason.as_str(),
-            "UPSTREAM_CONNECTION_LOST" | "UPSTREAM_UNREACHABLE" | "CIRCUIT_OPEN"
+            "UPSTREAM_CONNECTION_LOST"
+                | "UPSTREAM_TIMEOUT"
+                | "UPSTREAM_UNREACHABLE"
+                | "CIRCUIT_OPEN"
         ));
     }
     let outcomes: BTreeSet<_> = answers
