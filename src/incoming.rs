@@ -23,7 +23,10 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, ReadBuf, join, sink},
-    net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::{Semaphore, oneshot},
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -120,11 +123,22 @@ async fn connection(stream: TcpStream, routes: Routes, limits: Limits, drain: Ca
         // One that has just come may have begun already.
         () = async { drain.cancelled().await; sleep(LINGER).await } => false,
     };
-    if !begun || preface != PREFACE {
-        return;
+    if begun && preface == PREFACE {
+        // In a box of its own, so that a connection that only waits is small.
+        Box::pin(speak(read, write, routes, limits, drain)).await;
     }
+}
+
+/// One connection of HTTP/2, from behind its preface.
+async fn speak(
+    read: OwnedReadHalf,
+    write: OwnedWriteHalf,
+    routes: Routes,
+    limits: Limits,
+    drain: CancellationToken,
+) {
     let (read, returned) = Lent::new(read);
-    let io = TokioIo::new(join(Cursor::new(preface).chain(read), write));
+    let io = TokioIo::new(join(Cursor::new(PREFACE).chain(read), write));
     let serving = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)

@@ -52,7 +52,7 @@ async fn let_go(facade: &Facade, before: Held, what: &str) {
     let after = held(facade);
     println!("{what}: before {before:?}, after {after:?}");
     assert!(
-        after.kib < before.kib + 64 * 1024,
+        after.kib < before.kib + 32 * 1024,
         "{what}: {after:?}, before {before:?}"
     );
     assert!(
