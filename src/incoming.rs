@@ -22,11 +22,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, ReadBuf, join, sink},
-    net::{
-        TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, join, sink},
+    net::TcpListener,
     sync::{Semaphore, oneshot},
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -95,8 +92,10 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
         match (accepted, Arc::clone(&permits).try_acquire_owned()) {
             (Ok((stream, _)), Ok(permit)) => {
                 let (routes, drain) = (routes.clone(), drain.clone());
+                drop(stream.set_nodelay(true));
+                let (read, write) = stream.into_split();
                 connections.spawn(async move {
-                    connection(stream, routes, limits, drain).await;
+                    connection(read, write, routes, limits, drain).await;
                     drop(permit);
                 });
             }
@@ -113,10 +112,14 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
     connections.wait().await;
 }
 
-/// One connection, from its first byte to its last.
-async fn connection(stream: TcpStream, routes: Routes, limits: Limits, drain: CancellationToken) {
-    drop(stream.set_nodelay(true));
-    let (mut read, write) = stream.into_split();
+/// One connection, from its first byte to its last, by the halves of whatever carries it.
+async fn connection(
+    mut read: impl AsyncRead + Send + Unpin + 'static,
+    write: impl AsyncWrite + Send + Unpin + 'static,
+    routes: Routes,
+    limits: Limits,
+    drain: CancellationToken,
+) {
     let mut preface = [0; PREFACE.len()];
     let begun = tokio::select! {
         begun = timeout(limits.preface, read.read_exact(&mut preface)) => matches!(begun, Ok(Ok(_))),
@@ -131,8 +134,8 @@ async fn connection(stream: TcpStream, routes: Routes, limits: Limits, drain: Ca
 
 /// One connection of HTTP/2, from behind its preface.
 async fn speak(
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    read: impl AsyncRead + Send + Unpin + 'static,
+    write: impl AsyncWrite + Send + Unpin + 'static,
     routes: Routes,
     limits: Limits,
     drain: CancellationToken,
@@ -179,14 +182,14 @@ async fn until_its_end(
     drop(timeout(limits.grace, serving).await);
 }
 
-/// The reading half of a socket, lent to somebody who will only drop it.
-struct Lent {
-    half: Option<OwnedReadHalf>,
-    back: Option<oneshot::Sender<OwnedReadHalf>>,
+/// The reading half of a connection, lent to somebody who will only drop it.
+struct Lent<R> {
+    half: Option<R>,
+    back: Option<oneshot::Sender<R>>,
 }
 
-impl Lent {
-    fn new(half: OwnedReadHalf) -> (Self, oneshot::Receiver<OwnedReadHalf>) {
+impl<R> Lent<R> {
+    fn new(half: R) -> (Self, oneshot::Receiver<R>) {
         let (back, returned) = oneshot::channel();
         (
             Lent {
@@ -198,7 +201,7 @@ impl Lent {
     }
 }
 
-impl AsyncRead for Lent {
+impl<R: AsyncRead + Unpin> AsyncRead for Lent<R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -211,7 +214,7 @@ impl AsyncRead for Lent {
     }
 }
 
-impl Drop for Lent {
+impl<R> Drop for Lent<R> {
     fn drop(&mut self) {
         if let (Some(half), Some(back)) = (self.half.take(), self.back.take()) {
             drop(back.send(half));
