@@ -97,6 +97,10 @@ impl ServeArgs {
         let mut faults = Faults::default();
         let sandbox = faults.read("sandbox", &self.sandbox, switch, false);
         let check_config = faults.read("check-config", &self.check_config, switch, false);
+        let deadlines = Deadlines {
+            max: faults.read("max-deadline", &self.max_deadline, time, Duration::MAX),
+            floor: faults.read("deadline-floor", &self.deadline_floor, time, MOMENT),
+        };
         let config = Serve {
             listen: faults.read("listen", &self.listen, address, NOWHERE),
             admin_listen: faults.read("admin-listen", &self.admin_listen, address, NOWHERE),
@@ -106,15 +110,12 @@ impl ServeArgs {
             } else {
                 self.credentials(&mut faults)
             },
-            deadlines: Deadlines {
-                max: faults.read("max-deadline", &self.max_deadline, time, Duration::MAX),
-                floor: faults.read("deadline-floor", &self.deadline_floor, time, MOMENT),
-            },
+            deadlines,
             admission: admission::Limits {
                 in_flight: faults.read("max-in-flight", &self.max_in_flight, count, 1),
                 queued: faults.read("max-queued", &self.max_queued, count_or_none, 0),
             },
-            incoming: self.incoming(&mut faults),
+            incoming: self.incoming(deadlines.max, &mut faults),
             drain: Drain {
                 delay: match &self.drain_delay {
                     None if sandbox => Duration::ZERO,
@@ -133,12 +134,12 @@ impl ServeArgs {
         faults.or(config)
     }
 
-    fn incoming(&self, faults: &mut Faults) -> incoming::Limits {
+    fn incoming(&self, grace: Duration, faults: &mut Faults) -> incoming::Limits {
         incoming::Limits {
             connections: faults.read("max-connections", &self.max_connections, count, 1),
             preface: faults.read("preface-timeout", &self.preface_timeout, time, MOMENT),
             age: faults.read("max-connection-age", &self.max_connection_age, time, MOMENT),
-            grace: time(&self.max_deadline).unwrap_or_default(),
+            grace,
         }
     }
 

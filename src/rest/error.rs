@@ -67,6 +67,27 @@ pub enum Error {
 }
 
 impl Error {
+    /// Tells apart what was certainly not sent from what may have been. `sent`: whether any of the update was.
+    pub(super) fn of(error: reqwest::Error, sent: bool) -> Self {
+        let error = error.without_url();
+        let causes = || std::iter::successors(error.source(), |cause| source_of(*cause));
+        if error.is_connect() {
+            // The tunnel's error type is not public; its text is all there is.
+            let proxy = "proxy authorization required";
+            if causes().any(|cause| cause.to_string().ends_with(proxy)) {
+                Error::ProxyRefused(error)
+            } else if causes().any(is_tls) {
+                Error::Tls(error)
+            } else {
+                Error::Unreachable(error)
+            }
+        } else if !sent || causes().any(was_not_taken) {
+            Error::NotTaken(error)
+        } else {
+            Error::Lost(error)
+        }
+    }
+
     /// The status of the upstream's answer, if one came.
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -143,29 +164,6 @@ pub struct Refusal {
     pub immutable: Vec<Private>,
     /// The fields of the contract that `details` names in any other way.
     pub named: Vec<Field>,
-}
-
-impl Error {
-    /// Tells apart what was certainly not sent from what may have been. `sent`: whether any of the update was.
-    pub(super) fn of(error: reqwest::Error, sent: bool) -> Self {
-        let error = error.without_url();
-        let causes = || std::iter::successors(error.source(), |cause| source_of(*cause));
-        if error.is_connect() {
-            // The tunnel's error type is not public; its text is all there is.
-            let proxy = "proxy authorization required";
-            if causes().any(|cause| cause.to_string().ends_with(proxy)) {
-                Error::ProxyRefused(error)
-            } else if causes().any(is_tls) {
-                Error::Tls(error)
-            } else {
-                Error::Unreachable(error)
-            }
-        } else if !sent || causes().any(was_not_taken) {
-            Error::NotTaken(error)
-        } else {
-            Error::Lost(error)
-        }
-    }
 }
 
 /// The next cause. An `io::Error` that wraps another error skips it in its own `source`.
