@@ -1,23 +1,29 @@
 //! The one place where the parts meet. Building binds every socket and tells where; running serves until it is told
 //! to stop.
 
-use std::{error::Error, io, net::SocketAddr};
+use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
+    sync::Notify,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use url::Url;
 
 use crate::{
     admin, config,
-    grpc::{Facade, health::Readiness, reflection},
-    incoming, rest,
+    grpc::{Facade, Gate, health::Readiness, reflection},
+    identity::{Evidence, Policy},
+    incoming,
+    metrics::Metrics,
+    reload::{Loaded, Reloader},
+    rest,
     sandbox::{self, Sandbox},
-    shutdown::Signals,
+    shutdown::{Hangups, Signals},
+    tls,
 };
 
 /// A façade with its sockets bound, not serving yet.
@@ -25,7 +31,13 @@ pub struct App {
     grpc: TcpListener,
     admin: TcpListener,
     facade: Facade,
+    rejected: Arc<Notify>,
     readiness: Readiness,
+    reloader: Reloader,
+    reload_interval: Option<Duration>,
+    metrics: Metrics,
+    tls: Option<Arc<tls::Server>>,
+    callers: Policy,
     reflection: bool,
     incoming: incoming::Limits,
     drain: config::Drain,
@@ -55,22 +67,46 @@ impl App {
     /// # Errors
     /// When an address is taken, or the system's certificates cannot be loaded.
     pub async fn build(config: config::Serve) -> Result<Self, StartError> {
+        let metrics = Metrics::default();
+        let mut reloader = Reloader::new(metrics.clone());
         let mut upstream = config.upstream;
         let (credentials, sandbox) = match config.credentials {
             Some(credentials) => (credentials, None),
             None => {
                 let sandbox = Sandbox::new(bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?);
                 upstream.base_url = sandbox.url();
-                (sandbox::credentials(), Some(sandbox))
+                (Loaded::from(sandbox::credentials()), Some(sandbox))
             }
         };
         let url = upstream.base_url.clone();
-        let client = rest::Client::new(upstream, &credentials)?;
+        let client = Arc::new(rest::Client::new(upstream, &credentials.value)?);
+        let authorized = Arc::clone(&client);
+        reloader.watch(credentials.source, move |credentials| {
+            authorized.authorize(&credentials);
+        });
+        let trusting = Arc::clone(&client);
+        reloader.watch(config.upstream_ca, move |authorities| {
+            if let Err(cause) = trusting.trust(authorities) {
+                error!(%cause, "the upstream's authorities stay as they were");
+            }
+        });
+        let tls = config.tls.map(|loaded| {
+            let server = Arc::new(tls::Server::new(loaded.value, &metrics));
+            let (exchanged, metrics) = (Arc::clone(&server), metrics.clone());
+            reloader.watch(loaded.source, move |set| exchanged.exchange(set, &metrics));
+            server
+        });
         Ok(App {
             grpc: bind(config.listen).await?,
             admin: bind(config.admin_listen).await?,
-            facade: Facade::new(client, config.deadlines, config.admission),
+            rejected: client.rejected(),
+            facade: Facade::new(client, config.deadlines, config.admission, config.hash_key),
             readiness: Readiness::new().await,
+            reloader,
+            reload_interval: config.reload_interval,
+            metrics,
+            tls,
+            callers: config.callers,
             reflection: config.reflection,
             incoming: config.incoming,
             drain: config.drain,
@@ -88,7 +124,17 @@ impl App {
         if let Some(sandbox) = self.sandbox {
             tokio::spawn(sandbox.run());
         }
-        tokio::spawn(admin::run(self.admin, self.readiness.clone()));
+        let troubles = self.reloader.troubles();
+        let reloading = self
+            .reloader
+            .run(self.reload_interval, Hangups::listen()?, self.rejected);
+        tokio::spawn(reloading);
+        tokio::spawn(admin::run(
+            self.admin,
+            self.readiness.clone(),
+            troubles,
+            self.metrics,
+        ));
         tokio::spawn(
             self.readiness
                 .clone()
@@ -101,8 +147,15 @@ impl App {
             let (v1, v1alpha) = reflection::services()?;
             routes = routes.add_service(v1).add_service(v1alpha);
         }
+        let asked = self.callers.evidence != Evidence::None;
+        if asked && self.callers.allowed.is_empty() {
+            warn!("nobody may call: no --allow-caller");
+        } else if !asked && !grpc.ip().is_loopback() {
+            warn!("whoever reaches the port may call: neither --client-ca nor --identity-header");
+        }
+        let gate = Gate::new(routes, self.callers);
         let stop = CancellationToken::new();
-        let serving = incoming::serve(self.grpc, routes.prepare(), self.incoming, stop.clone());
+        let serving = incoming::serve(self.grpc, self.tls, gate, self.incoming, stop.clone());
         let mut serving = tokio::spawn(serving);
         self.readiness.serving().await;
         info!(%grpc, %admin, upstream = %self.upstream, version = env!("CARGO_PKG_VERSION"), "serving");

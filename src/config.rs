@@ -4,22 +4,30 @@
 //! Each flag is also an environment variable: `SQRIL_GRPC_` and the flag in capitals. Only the client secret has no
 //! flag, for command lines are visible to everybody on a machine.
 
+mod callers;
 mod cli;
+mod credentials;
 mod read;
 
-use std::{env, net::SocketAddr, time::Duration};
-
-use secrecy::SecretString;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use self::read::{
-    MOMENT, NOWHERE, address, base_url, bytes, contents, count, count_or_none, is_loopback,
-    log_format, proxy, share, stand_in_url, switch, time, time_or_none,
+    MOMENT, NOWHERE, address, base_url, bytes, count, count_or_none, is_loopback, log_format,
+    proxy, share, stand_in_url, switch, time, time_or_none,
 };
 pub use self::{
     cli::{Cli, Command, HealthArgs, SandboxArgs, ServeArgs},
     read::Faults,
 };
-use crate::{admission, grpc::Deadlines, incoming, rest};
+use crate::{
+    admission,
+    customer::{HashKey, MIN_KEY_BYTES},
+    grpc::{Deadlines, health::Target},
+    identity::Policy,
+    incoming,
+    reload::{Fault, Loaded, Source},
+    rest, tls,
+};
 
 const SECRET_VARIABLE: &str = "SQRIL_GRPC_CLIENT_SECRET";
 
@@ -30,10 +38,20 @@ pub struct Serve {
     pub listen: SocketAddr,
     /// Where the admin port listens.
     pub admin_listen: SocketAddr,
+    /// What is shown to callers, and whom it believes; `None` for plaintext.
+    pub tls: Option<Loaded<tls::Set>>,
+    /// Who may call.
+    pub callers: Policy,
     /// How Sqril is reached.
     pub upstream: rest::Settings,
+    /// Where the upstream's authorities come from, if they are not the system's.
+    pub upstream_ca: Option<Source<rest::Authorities>>,
     /// The façade's own credentials; `None` to call the embedded Sqril instead of `upstream`.
-    pub credentials: Option<rest::Credentials>,
+    pub credentials: Option<Loaded<rest::Credentials>>,
+    /// How often files are read again; `None` for only when the process is told to.
+    pub reload_interval: Option<Duration>,
+    /// The key of the hash by which logs name customers.
+    pub hash_key: HashKey,
     /// How much time a call has.
     pub deadlines: Deadlines,
     /// How many calls are taken.
@@ -72,7 +90,7 @@ pub struct Sandbox {
 #[derive(Debug)]
 pub struct Health {
     /// Whom to ask.
-    pub addr: SocketAddr,
+    pub target: Target,
     /// What to ask for.
     pub service: String,
     /// How long to wait.
@@ -101,10 +119,28 @@ impl ServeArgs {
             max: faults.read("max-deadline", &self.max_deadline, time, Duration::MAX),
             floor: faults.read("deadline-floor", &self.deadline_floor, time, MOMENT),
         };
+        let mut upstream = self.upstream(&mut faults);
+        let upstream_ca = self.upstream_ca(&mut faults).and_then(|loaded| {
+            upstream.authorities = Some(loaded.value);
+            loaded.source
+        });
+        let trusted = faults.read("trust-network", &self.trust_network, switch, false);
+        let callers = self.callers(trusted, &mut faults);
+        let reload_interval = faults.read(
+            "reload-interval",
+            &self.reload_interval,
+            time_or_none,
+            MOMENT,
+        );
         let config = Serve {
             listen: faults.read("listen", &self.listen, address, NOWHERE),
             admin_listen: faults.read("admin-listen", &self.admin_listen, address, NOWHERE),
-            upstream: self.upstream(&mut faults),
+            tls: self.tls(callers.open_health, &mut faults),
+            callers,
+            upstream,
+            upstream_ca,
+            reload_interval: Some(reload_interval).filter(|interval| !interval.is_zero()),
+            hash_key: self.hash_key(&mut faults),
             credentials: if sandbox {
                 None
             } else {
@@ -130,17 +166,44 @@ impl ServeArgs {
             log_format: faults.read("log-format", &self.log_format, log_format, LogFormat::Json),
             show: check_config.then(|| self.effective()),
         };
-        self.check_together(&config, sandbox, &mut faults);
+        self.check_together(&config, sandbox, trusted, &mut faults);
         faults.or(config)
     }
 
     fn incoming(&self, grace: Duration, faults: &mut Faults) -> incoming::Limits {
         incoming::Limits {
             connections: faults.read("max-connections", &self.max_connections, count, 1),
+            handshake: faults.read("handshake-timeout", &self.handshake_timeout, time, MOMENT),
+            handshakes: faults.read("max-handshakes", &self.max_handshakes, count, 1),
             preface: faults.read("preface-timeout", &self.preface_timeout, time, MOMENT),
             age: faults.read("max-connection-age", &self.max_connection_age, time, MOMENT),
             grace,
         }
+    }
+
+    fn upstream_ca(&self, faults: &mut Faults) -> Option<Loaded<rest::Authorities>> {
+        const FLAG: &str = "upstream-ca";
+        let files = vec![(FLAG, path(&self.upstream_ca)?)];
+        faults.take(Source::open(FLAG, files, |contents| {
+            let authorities = rest::Authorities::parse(contents.get(FLAG).unwrap_or_default());
+            authorities.map_err(|what| vec![Fault::new(FLAG, what)])
+        }))
+    }
+
+    fn hash_key(&self, faults: &mut Faults) -> HashKey {
+        const FLAG: &str = "hash-key-file";
+        let Some(file) = path(&self.hash_key_file) else {
+            return HashKey::random();
+        };
+        let key = Source::open(FLAG, vec![(FLAG, file)], |contents| {
+            let bytes = contents.get(FLAG).unwrap_or_default();
+            let key = HashKey::of(bytes.trim_ascii_end());
+            let too_short = || format!("must hold at least {MIN_KEY_BYTES} bytes");
+            key.ok_or_else(|| vec![Fault::new(FLAG, too_short())])
+        });
+        faults
+            .take(key)
+            .map_or_else(HashKey::random, |key| key.value)
     }
 
     fn upstream(&self, faults: &mut Faults) -> rest::Settings {
@@ -152,6 +215,7 @@ impl ServeArgs {
                 proxy,
                 rest::Proxy::Off,
             ),
+            authorities: None,
             connect_timeout: faults.read("connect-timeout", &self.connect_timeout, time, MOMENT),
             attempt_timeout: faults.read(
                 "attempt-timeout",
@@ -179,13 +243,14 @@ impl ServeArgs {
     }
 
     /// The rules that more than one flag is needed to break.
-    fn check_together(&self, config: &Serve, sandbox: bool, faults: &mut Faults) {
-        let trusted = faults.read("trust-network", &self.trust_network, switch, false);
-        for (flag, address) in [
-            ("listen", config.listen),
-            ("admin-listen", config.admin_listen),
+    fn check_together(&self, config: &Serve, sandbox: bool, trusted: bool, faults: &mut Faults) {
+        let encrypted = path(&self.tls_cert).is_some();
+        for (flag, address, guarded, what) in [
+            ("listen", config.listen, encrypted, NEEDS_TRUST_OR_TLS),
+            ("admin-listen", config.admin_listen, false, NEEDS_TRUST),
         ] {
-            faults.demand(flag, trusted || address.ip().is_loopback(), NEEDS_TRUST);
+            let guarded = guarded || trusted || address.ip().is_loopback();
+            faults.demand(flag, guarded, what);
         }
         let plaintext = faults.read(
             "allow-plaintext-upstream",
@@ -208,6 +273,7 @@ impl ServeArgs {
         );
         for flag in [
             "upstream-url",
+            "upstream-ca",
             "client-id",
             "client-id-file",
             "client-secret-file",
@@ -215,55 +281,21 @@ impl ServeArgs {
             faults.demand(flag, !(sandbox && self.is_given(flag)), NOT_WITH_SANDBOX);
         }
     }
-
-    fn credentials(&self, faults: &mut Faults) -> Option<rest::Credentials> {
-        let given = env::var(SECRET_VARIABLE).ok();
-        let id = one_of(
-            self.client_id.clone(),
-            &self.client_id_file,
-            "--client-id-file",
-        );
-        let secret = one_of(given, &self.client_secret_file, SECRET_VARIABLE);
-        let id = id.and_then(|id| match id.contains(':') {
-            true => Err("must not hold \":\", which ends it in Basic authentication".to_owned()),
-            false => Ok(id),
-        });
-        let id = id.map_err(|what| faults.add("client-id", what)).ok();
-        let secret = secret
-            .map_err(|what| faults.add("client-secret-file", what))
-            .ok();
-        Some(rest::Credentials {
-            id: id?,
-            secret: SecretString::from(secret?),
-        })
-    }
 }
 
 const NEEDS_TRUST: &str =
     "plaintext off loopback needs --trust-network: whoever reaches the port may use it";
+const NEEDS_TRUST_OR_TLS: &str = "plaintext off loopback needs --trust-network, or --tls-cert and --client-ca: whoever reaches the port may use it";
 const NEEDS_TLS: &str = "must be https off loopback, or --allow-plaintext-upstream must be given";
 const NEEDS_LESS: &str =
     "must be less than --attempt-timeout, or a failed connect looks like a lost update";
 const NEEDS_TIME: &str = "must be less than --max-deadline, or no call has time enough";
 const NOT_WITH_SANDBOX: &str = "cannot be given with --sandbox, which brings its own";
 
-/// A text that is given itself or as a file, but not both; the other way to give it is named in a fault.
-fn one_of(given: Option<String>, file: &Option<String>, other: &str) -> Result<String, String> {
-    let given = given.filter(|text| !text.is_empty());
-    let file = file.as_ref().filter(|file| !file.is_empty());
-    let text = match (given, file) {
-        (Some(text), None) => text,
-        (None, Some(file)) => contents(file)?,
-        (Some(_), Some(_)) => return Err(format!("give it or {other}, not both")),
-        (None, None) => return Err(format!("needed, or {other}; or try --sandbox")),
-    };
-    match text {
-        text if text.is_empty() => Err("must not be empty".to_owned()),
-        text if text.chars().any(char::is_control) => {
-            Err("must not hold control characters".to_owned())
-        }
-        text => Ok(text),
-    }
+/// The file that is named, if one is.
+fn path(file: &Option<String>) -> Option<PathBuf> {
+    let file = file.as_deref().filter(|file| !file.is_empty());
+    file.map(PathBuf::from)
 }
 
 impl SandboxArgs {
@@ -288,11 +320,37 @@ impl HealthArgs {
     /// All faults at once.
     pub fn check(self) -> Result<Health, Faults> {
         let mut faults = Faults::default();
+        let ca = pem("ca", &self.ca, &mut faults);
+        let cert = pem("cert", &self.cert, &mut faults);
+        let key = pem("key", &self.key, &mut faults);
+        let server_name = self.server_name.filter(|name| !name.is_empty());
+        let together = cert.is_some() == key.is_some();
+        faults.demand("key", together, "goes with --cert");
+        for (flag, given) in [
+            ("cert", cert.is_some()),
+            ("server-name", server_name.is_some()),
+        ] {
+            faults.demand(flag, ca.is_some() || !given, "needs --ca");
+        }
         let config = Health {
-            addr: faults.read("addr", &self.addr, address, NOWHERE),
+            target: Target {
+                address: faults.read("addr", &self.addr, address, NOWHERE),
+                authorities: ca,
+                server_name,
+                identity: cert.zip(key),
+            },
             timeout: faults.read("timeout", &self.timeout, time, MOMENT),
             service: self.service,
         };
         faults.or(config)
     }
+}
+
+/// What is in a file, if one is named.
+fn pem(flag: &'static str, file: &Option<String>, faults: &mut Faults) -> Option<Vec<u8>> {
+    let files = vec![(flag, path(file)?)];
+    let read = Source::open(flag, files, move |contents| {
+        Ok(contents.get(flag).unwrap_or_default().to_vec())
+    });
+    faults.take(read).map(|read| read.value)
 }

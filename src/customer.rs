@@ -3,13 +3,19 @@
 //! A [`CustomerUpdate`] exists only if it may be sent: [`CustomerUpdate::parse`] is the one way to it and reports
 //! every [`Violation`] at once. Only syntax is checked here; business rules are Sqril's.
 
+mod disguise;
+mod pseudonym;
 mod syntax;
 
 use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 
-pub use syntax::Flaw;
+pub use self::{
+    disguise::undisguised,
+    pseudonym::{HashKey, MIN_KEY_BYTES},
+    syntax::Flaw,
+};
 
 /// A text about a person, or one that may repeat such a text. Shows nothing of itself in `Debug`, has no `Display`.
 #[derive(Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! `response`, everything that can go wrong is told by `status`.
 
 mod deadline;
+mod gate;
 pub mod health;
 pub mod reflection;
 mod request;
@@ -10,7 +11,7 @@ mod response;
 mod status;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -26,10 +27,15 @@ use self::{
     deadline::deadline,
     status::{Context, Failure, Outcome, Verdict},
 };
-pub use self::{request_id::RequestId, status::Reason};
+pub use self::{
+    gate::{Gate, Guarded},
+    request_id::RequestId,
+    status::Reason,
+};
 use crate::{
     admission::{self, Admission},
-    customer::{CustomerUpdate, UpdatedCustomer},
+    customer::{CustomerUpdate, HashKey, UpdatedCustomer},
+    identity::Caller,
     pb::{
         UpdateCustomerRequest, UpdateCustomerResponse,
         customer_service_server::{CustomerService, CustomerServiceServer as Service},
@@ -39,6 +45,8 @@ use crate::{
 
 /// Metadata and header that carry the request id.
 const REQUEST_ID: &str = "x-request-id";
+/// The one method, as logs name it.
+const METHOD: &str = "UpdateCustomer";
 
 /// The largest message taken: the largest legal update is under 5 KiB, and the buffer is reserved as soon as a
 /// message's length is announced.
@@ -60,13 +68,20 @@ pub struct Facade {
     deadlines: Deadlines,
     admission: Arc<Admission>,
     running: TaskTracker,
+    hash_key: Arc<HashKey>,
 }
 
 impl Facade {
-    /// Answers by this client, within these limits.
-    pub fn new(rest: rest::Client, deadlines: Deadlines, limits: admission::Limits) -> Self {
+    /// Answers by this client, within these limits; names customers in the log by this key.
+    pub fn new(
+        rest: Arc<rest::Client>,
+        deadlines: Deadlines,
+        limits: admission::Limits,
+        hash_key: HashKey,
+    ) -> Self {
         Facade {
-            rest: Arc::new(rest),
+            rest,
+            hash_key: Arc::new(hash_key),
             deadlines,
             admission: Arc::new(Admission::new(limits)),
             running: TaskTracker::new(),
@@ -99,11 +114,10 @@ impl CustomerService for Facade {
         &self,
         request: Request<UpdateCustomerRequest>,
     ) -> Result<Response<UpdateCustomerResponse>, Status> {
-        let call = Arc::new(Call {
-            request_id: RequestId::of(request.metadata()),
-            progress: Arc::default(),
-            started: Instant::now(),
-        });
+        let values = request::texts(request.get_ref());
+        let request_id = RequestId::of(request.metadata(), values);
+        let caller = request.extensions().get::<Caller>().cloned();
+        let call = Arc::new(Call::new(request_id, METHOD, caller));
         let Some(deadline) = deadline(request.metadata(), self.deadlines) else {
             return Err(call.failed(&Failure::DeadlineTooShort, None, false));
         };
@@ -116,7 +130,8 @@ impl CustomerService for Facade {
         };
         let (caller, answer) = oneshot::channel();
         let (rest, request) = (Arc::clone(&self.rest), request.into_inner());
-        let task = Arc::clone(&call).run(rest, request, deadline, caller);
+        let hash_key = Arc::clone(&self.hash_key);
+        let task = Arc::clone(&call).run(rest, hash_key, request, deadline, caller);
         self.running.spawn(async move {
             task.await;
             drop(slot);
@@ -125,38 +140,58 @@ impl CustomerService for Facade {
     }
 }
 
-/// Who waits for the end of a call.
-type Caller = oneshot::Sender<Answer>;
+/// Where the answer to a call goes.
+type Waiting = oneshot::Sender<Answer>;
 type Answer = Result<Response<UpdateCustomerResponse>, Status>;
 
 /// One call, from the door to the line in the log.
 struct Call {
     request_id: RequestId,
+    method: &'static str,
+    caller: Option<Caller>,
+    /// The customer's pseudonym, once it is known who it is.
+    customer: OnceLock<String>,
     progress: Arc<Progress>,
     started: Instant,
 }
 
 impl Call {
+    fn new(request_id: RequestId, method: &'static str, caller: Option<Caller>) -> Self {
+        Call {
+            request_id,
+            method,
+            caller,
+            customer: OnceLock::new(),
+            progress: Arc::default(),
+            started: Instant::now(),
+        }
+    }
+
     async fn run(
         self: Arc<Self>,
         rest: Arc<rest::Client>,
+        hash_key: Arc<HashKey>,
         request: UpdateCustomerRequest,
         deadline: Moment,
-        caller: Caller,
+        caller: Waiting,
     ) {
         let result = match CustomerUpdate::try_from(request) {
             Err(violations) => {
                 Err(self.failed(&Failure::Invalid(violations), None, caller.is_closed()))
             }
-            Ok(update) => match rest
-                .update(&update, self.request_id.as_str(), deadline, &self.progress)
-                .await
-            {
-                Ok(customer) => Ok(self.succeeded(customer, &update, caller.is_closed())),
-                Err(error) => {
-                    Err(self.failed(&Failure::Upstream(error), Some(&update), caller.is_closed()))
+            Ok(update) => {
+                self.customer
+                    .get_or_init(|| hash_key.pseudonym(update.customer_id()));
+                let request_id = self.request_id.as_str();
+                let updated = rest.update(&update, request_id, deadline, &self.progress);
+                match updated.await {
+                    Ok(customer) => Ok(self.succeeded(customer, &update, caller.is_closed())),
+                    Err(error) => {
+                        let failure = Failure::Upstream(error);
+                        Err(self.failed(&failure, Some(&update), caller.is_closed()))
+                    }
                 }
-            },
+            }
         };
         // A caller that has left was told by row 14, or has told itself.
         drop(caller.send(result));
@@ -230,12 +265,14 @@ impl Call {
         let verdict = result.err().map(|(_, verdict)| verdict);
         info!(
             request_id = self.request_id.as_str(),
-            method = "UpdateCustomer",
+            caller = self.caller.as_ref().map(Caller::as_str),
+            method = self.method,
             code = ?verdict.map_or(Code::Ok, |verdict| verdict.code),
             reason = verdict.map(|verdict| verdict.reason.as_str()),
             outcome = verdict.map_or(Outcome::Applied, |verdict| verdict.outcome).name(),
             upstream_status = verdict.and_then(|verdict| verdict.upstream_status),
             attempts = self.progress.attempts(),
+            customer = self.customer.get(),
             fields = fields.collect::<Vec<_>>().join(","),
             warnings = result.map_or(0, |response| response.warnings.len()),
             cause = match failure {
@@ -276,7 +313,7 @@ pub mod fuzzing {
     }
 
     pub fn told(error: rest::Error, update: &CustomerUpdate) -> Told {
-        let request_id = RequestId::of(&tonic::metadata::MetadataMap::new());
+        let request_id = RequestId::of(&tonic::metadata::MetadataMap::new(), std::iter::empty());
         let update = Some(update);
         let context = Context {
             request_id: &request_id,
@@ -318,11 +355,9 @@ mod tests {
     #[tokio::test]
     async fn row_46_panic() {
         for (sent, outcome) in [(false, "not_sent"), (true, "unknown")] {
-            let call = Arc::new(Call {
-                request_id: RequestId::of(&tonic::metadata::MetadataMap::new()),
-                progress: Arc::default(),
-                started: Instant::now(),
-            });
+            let request_id =
+                RequestId::of(&tonic::metadata::MetadataMap::new(), std::iter::empty());
+            let call = Arc::new(Call::new(request_id, METHOD, None));
             assert!(call.progress.begin());
             assert!(!sent || call.progress.send());
             let (caller, answer) = oneshot::channel::<Answer>();

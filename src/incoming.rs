@@ -1,15 +1,16 @@
 //! How callers come in: a guarded listener for HTTP/2.
 //!
-//! No peer, slow, broken or hostile, may hold more than its share. Connections are counted; a peer that does not begin
-//! HTTP/2 in time is gone; one that goes silent is found by pings; each connection ends after a while, so that load
+//! No peer, slow, broken or hostile, may hold more than its share. Connections are counted; a peer that does not shake
+//! hands or begin HTTP/2 in time is gone; one that goes silent is found by pings; each connection ends after a while, so that load
 //! spreads over replicas; and every limit of HTTP/2 is set here, for not all libraries below have one by default.
 
 use std::{
     io::{self, Cursor},
+    net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::FutureExt;
@@ -22,14 +23,19 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, join, sink},
-    net::TcpListener,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, join, sink, split},
+    net::{TcpListener, TcpStream},
     sync::{Semaphore, oneshot},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
-use tracing::warn;
+use tracing::{info, warn};
+
+use crate::{
+    grpc::{Gate, Guarded},
+    identity::{Caller, Peer},
+    tls::{self, Certificate, Sets},
+};
 
 /// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -58,6 +64,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Limits {
     /// The most connections; further ones are closed at once.
     pub connections: usize,
+    /// The longest time of a TLS handshake, its turn to begin among it.
+    pub handshake: Duration,
+    /// The most TLS handshakes at one time; further ones wait their turn.
+    pub handshakes: usize,
     /// The longest time until a connection has begun HTTP/2.
     pub preface: Duration,
     /// How long a connection lives, give or take a tenth. Then its client is asked to go (GOAWAY), and running calls end.
@@ -70,10 +80,23 @@ pub struct Limits {
 ///
 /// The listener is closed before any client is asked to go, for a client that comes back at once must be refused, and
 /// not be taken into a queue that is about to be thrown away.
-pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: CancellationToken) {
-    let (connections, drain) = (TaskTracker::new(), CancellationToken::new());
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<tls::Server>>,
+    gate: Gate,
+    limits: Limits,
+    stop: CancellationToken,
+) {
+    let connections = TaskTracker::new();
     let permits = Arc::new(Semaphore::new(limits.connections));
-    let mut complaints = Complaints::default();
+    let entrance = Arc::new(Entrance {
+        tls,
+        gate,
+        limits,
+        handshakes: Semaphore::new(limits.handshakes),
+        drain: CancellationToken::new(),
+        complaints: Mutex::default(),
+    });
     let mut last = 0;
     loop {
         let accepted = if stop.is_cancelled() {
@@ -90,45 +113,111 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
             }
         };
         match (accepted, Arc::clone(&permits).try_acquire_owned()) {
-            (Ok((stream, _)), Ok(permit)) => {
-                let (routes, drain) = (routes.clone(), drain.clone());
+            (Ok((stream, address)), Ok(permit)) => {
+                let entrance = Arc::clone(&entrance);
                 drop(stream.set_nodelay(true));
-                let (read, write) = stream.into_split();
                 connections.spawn(async move {
-                    connection(read, write, routes, limits, drain).await;
+                    entrance.admit(stream, address).await;
                     drop(permit);
                 });
             }
-            (Ok(_), Err(_)) => complaints.make("too many connections: closed one at once"),
+            (Ok(_), Err(_)) => entrance.complain("too many connections: closed one at once"),
             (Err(error), _) => {
-                complaints.make(&format!("cannot accept a connection: {error}"));
+                entrance.complain(&format!("cannot accept a connection: {error}"));
                 sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     drop(listener);
-    drain.cancel();
+    entrance.drain.cancel();
     connections.close();
     connections.wait().await;
 }
 
-/// One connection, from its first byte to its last, by the halves of whatever carries it.
-async fn connection(
-    mut read: impl AsyncRead + Send + Unpin + 'static,
-    write: impl AsyncWrite + Send + Unpin + 'static,
-    routes: Routes,
+/// What every connection passes.
+struct Entrance {
+    tls: Option<Arc<tls::Server>>,
+    gate: Gate,
     limits: Limits,
+    handshakes: Semaphore,
     drain: CancellationToken,
-) {
-    let mut preface = [0; PREFACE.len()];
-    let begun = tokio::select! {
-        begun = timeout(limits.preface, read.read_exact(&mut preface)) => matches!(begun, Ok(Ok(_))),
-        // One that has just come may have begun already.
-        () = async { drain.cancelled().await; sleep(LINGER).await } => false,
-    };
-    if begun && preface == PREFACE {
-        // In a box of its own, so that a connection that only waits is small.
-        Box::pin(speak(read, write, routes, limits, drain)).await;
+    complaints: Mutex<Complaints>,
+}
+
+impl Entrance {
+    /// One connection, from its first byte to its last.
+    async fn admit(&self, stream: TcpStream, address: SocketAddr) {
+        match &self.tls {
+            // In a box of its own, so that a connection without TLS is small.
+            Some(tls) => Box::pin(self.shake_hands(tls, stream, address)).await,
+            None => {
+                let (read, write) = stream.into_split();
+                let peer = Peer {
+                    address: address.ip(),
+                    names: None,
+                };
+                self.connection(read, write, peer, None).await;
+            }
+        }
+    }
+
+    /// One connection with TLS.
+    async fn shake_hands(&self, tls: &tls::Server, stream: TcpStream, address: SocketAddr) {
+        // In a box of its own, for a handshake is large and soon over.
+        let handshake = Box::pin(async {
+            let _turn = self.handshakes.acquire().await;
+            tls.accept(stream).await
+        });
+        let accepted = tokio::select! {
+            accepted = timeout(self.limits.handshake, handshake) => accepted,
+            () = self.leave() => return,
+        };
+        match accepted {
+            Ok(Ok(accepted)) => {
+                let certificate = accepted.certificate;
+                let peer = Peer {
+                    address: address.ip(),
+                    names: certificate.as_ref().map(|(shown, _)| shown.names.clone()),
+                };
+                let (read, write) = split(accepted.stream);
+                self.connection(read, write, peer, certificate).await;
+            }
+            Ok(Err(error)) => self.complain(&format!("no TLS with {address}: {error}")),
+            Err(_) => self.complain(&format!("no TLS with {address}: took too long")),
+        }
+    }
+
+    /// One connection, from its preface to its last byte, by the halves of whatever carries it.
+    async fn connection(
+        &self,
+        mut read: impl AsyncRead + Send + Unpin + 'static,
+        write: impl AsyncWrite + Send + Unpin + 'static,
+        peer: Peer,
+        certificate: Option<(Certificate, Sets)>,
+    ) {
+        let mut preface = [0; PREFACE.len()];
+        let begun = tokio::select! {
+            begun = timeout(self.limits.preface, read.read_exact(&mut preface)) => matches!(begun, Ok(Ok(_))),
+            () = self.leave() => false,
+        };
+        if begun && preface == PREFACE {
+            let service = self.gate.of(peer);
+            // In a box of its own, so that a connection that only waits is small.
+            Box::pin(speak(read, write, service, certificate, self)).await;
+        }
+    }
+
+    /// Waits until connections that have not begun HTTP/2 are to end. One that has just come may be about to.
+    async fn leave(&self) {
+        self.drain.cancelled().await;
+        sleep(LINGER).await;
+    }
+
+    fn complain(&self, what: &str) {
+        let complaints = self.complaints.lock();
+        complaints
+            .unwrap_or_else(PoisonError::into_inner)
+            .make(what);
     }
 }
 
@@ -136,9 +225,9 @@ async fn connection(
 async fn speak(
     read: impl AsyncRead + Send + Unpin + 'static,
     write: impl AsyncWrite + Send + Unpin + 'static,
-    routes: Routes,
-    limits: Limits,
-    drain: CancellationToken,
+    service: Guarded,
+    certificate: Option<(Certificate, Sets)>,
+    entrance: &Entrance,
 ) {
     let (read, returned) = Lent::new(read);
     let io = TokioIo::new(join(Cursor::new(PREFACE).chain(read), write));
@@ -150,8 +239,8 @@ async fn speak(
         .max_header_list_size(MAX_HEADER_BYTES)
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT)
-        .serve_connection(io, TowerToHyperService::new(routes));
-    until_its_end(serving, limits, drain).await;
+        .serve_connection(io, TowerToHyperService::new(service));
+    until_its_end(serving, certificate, entrance).await;
     // A socket that is closed before everything on it was read is reset, and a reset takes away what the client has not
     // read yet: its last answers, or the word that a request of its was not looked at.
     if let Ok(read) = returned.await {
@@ -160,26 +249,44 @@ async fn speak(
     }
 }
 
-/// Runs a connection until its client ends it, it is old, or the process is to leave; then asks the client to go.
+/// Runs a connection until its client ends it, it or its client's certificate is old, or the process is to leave; then
+/// asks the client to go. A client whose certificate is no longer trusted is not asked.
 async fn until_its_end(
     serving: http2::Connection<
         impl Read + Write + Unpin,
-        TowerToHyperService<Routes>,
+        TowerToHyperService<Guarded>,
         TokioExecutor,
     >,
-    limits: Limits,
-    drain: CancellationToken,
+    mut certificate: Option<(Certificate, Sets)>,
+    entrance: &Entrance,
 ) {
     let mut serving = std::pin::pin!(serving);
-    let old = Instant::now() + limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
+    let mut age = entrance.limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
+    if let Some((certificate, _)) = &certificate {
+        let left = certificate.expires.duration_since(SystemTime::now());
+        age = age.min(left.unwrap_or_default());
+    }
+    let old = Instant::now() + age;
+    let distrusted = async {
+        match &mut certificate {
+            Some((certificate, sets)) => sets.distrust(certificate).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         // What a client does to its connection is its own affair.
         _ = serving.as_mut() => return,
+        () = distrusted => {
+            let caller = certificate.and_then(|(shown, _)| shown.names.caller());
+            let caller = caller.as_ref().map(Caller::as_str);
+            info!(caller, "a caller's certificate is no longer trusted: its connection is cut");
+            return;
+        }
         () = sleep_until(old) => {}
-        () = drain.cancelled() => {}
+        () = entrance.drain.cancelled() => {}
     }
     serving.as_mut().graceful_shutdown();
-    drop(timeout(limits.grace, serving).await);
+    drop(timeout(entrance.limits.grace, serving).await);
 }
 
 /// The reading half of a connection, lent to somebody who will only drop it.

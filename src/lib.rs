@@ -19,12 +19,14 @@
 //! | [`grpc`] | the gRPC edge: the method, protobuf to domain and back, the one table of failures, health, reflection |
 //! | [`rest`] | the REST edge, its mirror: the PUT, JSON, what can become of a request, credentials |
 //! | [`pb`] | what is generated from the contract |
-//! | [`incoming`], [`admission`] | how callers come in: guarded connections, a bounded number of calls |
-//! | [`shutdown`], [`telemetry`], [`admin`] | how the process leaves, and what is seen of it from outside |
+//! | [`incoming`], [`tls`], [`identity`], [`admission`] | how callers come in: guarded connections, who calls and who may, a bounded number of calls |
+//! | [`reload`] | what is made from files is made anew when they change |
+//! | [`shutdown`], [`telemetry`], [`metrics`], [`admin`] | how the process leaves, and what is seen of it from outside |
 //! | [`sandbox`] | the embedded Sqril |
 //!
-//! Arrows point one way: `customer` knows no other room, `rest` knows `customer`, `grpc` knows `customer`, `pb` and
-//! the types of `rest`; only `app` sees all. tonic is named in `pb`, `grpc`, `incoming` and `app` alone, reqwest in `rest`.
+//! Arrows point one way: `customer` knows no other room, `rest` knows `customer`, `grpc` knows `customer`, `pb`,
+//! `identity` and the types of `rest`, `incoming` knows `grpc`'s gate; only `app` sees all. tonic is named in `pb`, `grpc` and `app` alone, reqwest in `rest`, rustls in
+//! `tls`.
 //!
 //! # Decisions
 //!
@@ -41,11 +43,14 @@
 //! - **Readiness follows the process, never Sqril**: an outage there must not take every replica out of a mesh.
 //! - **No value that identifies a person, and no secret, in a log or an error.** Such texts are
 //!   [`customer::Private`], which shows nothing of itself; what Sqril says is searched for the caller's values first.
+//! - **Who may not call sees nothing.** One gate stands before every method; once callers are asked who they are, whoever
+//!   is not named may not call. Certificates are judged at the handshake, and again when what they are judged by changes.
 //! - **What is told and what is sent never contradict each other.** Once a caller is answered, or has left, no further PUT is
 //!   begun ([`rest::Progress`]); and a second attempt follows only a first that was certainly not applied.
 //! - **Decisions are pure**: when to repeat, when to open the breaker, how long a call has. Clocks and dice are passed in.
-//! - **The listener is our own**: a loop over hyper, for it needs jittered connection ages, a limit for the preface, and an
-//!   end that no client can hold up.
+//! - **The listener is our own**: a loop over hyper, for it needs jittered connection ages, limits for the handshake and the
+//!   preface, certificates that change, and an end that no client can hold up.
+//! - **Files are polled, not watched**: they are small, and a swapped symbolic link above them sends no notice of them.
 //! - **There is no trait for the client** until there is a second one: tests fake the network, not our own code.
 
 pub mod admin;
@@ -54,9 +59,13 @@ pub mod app;
 pub mod config;
 pub mod customer;
 pub mod grpc;
+pub mod identity;
 pub mod incoming;
+pub mod metrics;
 pub mod pb;
+pub mod reload;
 pub mod rest;
 pub mod sandbox;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

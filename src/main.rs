@@ -97,7 +97,7 @@ async fn sandbox(args: SandboxArgs) -> Result<(), Box<dyn Error>> {
 
 async fn ask_health(args: HealthArgs) -> Result<(), Box<dyn Error>> {
     let config = args.check()?;
-    health::probe(config.addr, config.service, config.timeout).await?;
+    health::probe(&config.target, config.service, config.timeout).await?;
     println!("SERVING");
     Ok(())
 }

@@ -10,6 +10,7 @@ mod error;
 mod progress;
 mod quota;
 mod retry;
+mod settings;
 mod wire;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{
     Body, Method, Request, Response,
@@ -28,7 +30,7 @@ use reqwest::{
     },
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tower::retry::budget::{Budget, TpsBudget};
@@ -36,6 +38,7 @@ use url::Url;
 
 use self::{
     breaker::{Breaker, Sign},
+    credentials::Authorization,
     progress::Update,
     quota::QuotaGate,
 };
@@ -44,12 +47,12 @@ pub use self::{
     error::{Answer, BuildError, Error, Refusal},
     progress::{Fate, Progress},
     retry::unasked,
+    settings::{Authorities, Proxy, Settings},
 };
 use crate::customer::{CustomerUpdate, Field, Remark, UpdatedCustomer};
 
 /// What Sqril's access log and ours have in common.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const USER_AGENT: &str = concat!("sqril-grpc/", env!("CARGO_PKG_VERSION"));
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// What may stand for itself in a query: RFC 3986's unreserved characters. A blank becomes `%20`, never `+`.
@@ -59,48 +62,12 @@ const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// How Sqril is reached, and what is taken from it.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Sqril's base URL; `/updateCustomer` is added to its path.
-    pub base_url: Url,
-    /// How outgoing connections find a proxy.
-    pub proxy: Proxy,
-    /// The longest time to open a connection, TLS included.
-    pub connect_timeout: Duration,
-    /// The longest time for one PUT, from its start to the last byte of its answer.
-    pub attempt_timeout: Duration,
-    /// How long an unused connection is kept. Must be below the upstream's own keep-alive, or updates get lost on
-    /// connections that the upstream is closing.
-    pub pool_idle_timeout: Duration,
-    /// The most bytes read of the body of a 200.
-    pub max_answer_bytes: usize,
-    /// The most bytes read of the body of an error.
-    pub max_error_bytes: usize,
-    /// The most connections, which is also the most PUTs at one time: further ones wait.
-    pub max_connections: usize,
-    /// How many second attempts there may be for each call, over ten seconds; at least one a second, none if zero.
-    pub retry_budget: f32,
-    /// Whether to stop sending while most of what is sent fails.
-    pub breaker: bool,
-}
-
-/// How outgoing connections find a proxy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Proxy {
-    /// They do not.
-    Off,
-    /// By `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
-    Environment,
-    /// By this URL, always.
-    Url(Url),
-}
-
 /// The one client of Sqril: a pool of connections, and the headers that never change.
 pub struct Client {
-    http: reqwest::Client,
+    http: ArcSwap<reqwest::Client>,
     endpoint: Url,
-    authorization: HeaderValue,
+    authorization: ArcSwap<Authorization>,
+    rejected: Arc<Notify>,
     connections: Semaphore,
     breaker: Breaker,
     quota: QuotaGate,
@@ -125,28 +92,13 @@ impl Client {
             endpoint.path().trim_end_matches('/')
         ));
 
-        let http = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .retry(reqwest::retry::never())
-            .connect_timeout(settings.connect_timeout)
-            .pool_idle_timeout(settings.pool_idle_timeout)
-            .tls_version_min(reqwest::tls::Version::TLS_1_2)
-            .https_only(endpoint.scheme() == "https");
-        let http = match &settings.proxy {
-            // No TLS at all: then the system's certificates need not be there.
-            Proxy::Off if endpoint.scheme() == "http" => http.no_proxy().tls_certs_only([]),
-            Proxy::Off => http.no_proxy(),
-            Proxy::Environment => http,
-            Proxy::Url(url) => http.proxy(reqwest::Proxy::all(url.clone())?),
-        };
         let budget = (settings.retry_budget > 0.0)
             .then(|| TpsBudget::new(BUDGET_WINDOW, 1, settings.retry_budget));
         Ok(Client {
-            http: http.build()?,
+            http: ArcSwap::from_pointee(settings.http()?),
             endpoint,
-            authorization: credentials.authorization(),
+            authorization: ArcSwap::from_pointee(Authorization::new(credentials)),
+            rejected: Arc::default(),
             connections: Semaphore::new(settings.max_connections),
             breaker: Breaker::new(settings.breaker),
             quota: QuotaGate::default(),
@@ -154,6 +106,30 @@ impl Client {
             usual: AtomicU64::new(0),
             settings,
         })
+    }
+
+    /// Sends other credentials from now on.
+    pub fn authorize(&self, credentials: &Credentials) {
+        self.authorization
+            .store(Arc::new(Authorization::new(credentials)));
+    }
+
+    /// Takes the word of other authorities from now on, and leaves every connection that was made on the old ones'.
+    ///
+    /// # Errors
+    /// When one cannot be used; then nothing changes.
+    pub fn trust(&self, authorities: Authorities) -> Result<(), BuildError> {
+        let settings = Settings {
+            authorities: Some(authorities),
+            ..self.settings.clone()
+        };
+        self.http.store(Arc::new(settings.http()?));
+        Ok(())
+    }
+
+    /// Is notified when Sqril rejects the credentials: there may be newer ones.
+    pub fn rejected(&self) -> Arc<Notify> {
+        Arc::clone(&self.rejected)
     }
 
     /// Whether updates are sent, as far as the upstream's health goes; and each change of that.
@@ -210,8 +186,9 @@ impl Client {
         if !progress.begin() {
             return Err(Error::Abandoned);
         }
+        let authorization = self.authorization.load_full();
         let started = Instant::now();
-        let result = self.put(update, request_id, progress).await;
+        let mut result = self.put(update, request_id, progress, &authorization).await;
         let now = Instant::now();
         let sign = result.as_ref().map_or_else(Error::sign, |_| Sign::Alive);
         leave.record(sign, now, fastrand::f64());
@@ -225,6 +202,11 @@ impl Client {
         })) = &result
         {
             self.quota.pause(now, *wait);
+        }
+        if let Err(Error::Answered(answer @ Answer { status: 401, .. })) = &mut result {
+            answer.credentials_changed =
+                !Arc::ptr_eq(&authorization, &self.authorization.load_full());
+            self.rejected.notify_one();
         }
         result
     }
@@ -243,10 +225,12 @@ impl Client {
         update: &CustomerUpdate,
         request_id: &str,
         progress: &Arc<Progress>,
+        authorization: &Authorization,
     ) -> Result<UpdatedCustomer, Error> {
         let end = Instant::now() + self.settings.attempt_timeout;
-        let request = self.request(update, request_id, progress);
-        let response = match timeout_at(end, self.http.execute(request)).await {
+        let request = self.request(update, request_id, progress, authorization);
+        let http = self.http.load_full();
+        let response = match timeout_at(end, http.execute(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(_)) if progress.is_closed() && progress.fate() != Fate::Unknown => {
                 return Err(Error::Abandoned);
@@ -256,7 +240,10 @@ impl Client {
         };
         match response.status().as_u16() {
             status @ (200 | 201) => self.applied(response, status, end, update, progress).await,
-            status => Err(Error::Answered(self.refused(response, status, end).await)),
+            status => {
+                let answer = self.refused(response, status, end, authorization);
+                Err(Error::Answered(answer.await))
+            }
         }
     }
 
@@ -265,6 +252,7 @@ impl Client {
         update: &CustomerUpdate,
         request_id: &str,
         progress: &Arc<Progress>,
+        authorization: &Authorization,
     ) -> Request {
         let mut url = self.endpoint.clone();
         let id = utf8_percent_encode(update.customer_id().expose(), QUERY_VALUE);
@@ -272,7 +260,7 @@ impl Client {
 
         let mut request = Request::new(Method::PUT, url);
         let headers = request.headers_mut();
-        headers.insert(AUTHORIZATION, self.authorization.clone());
+        headers.insert(AUTHORIZATION, authorization.header.clone());
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(ACCEPT, JSON);
         headers.extend(
@@ -321,7 +309,13 @@ impl Client {
     }
 
     /// Reads any other answer. Its status alone decides, unless it is Sqril who speaks.
-    async fn refused(&self, response: Response, status: u16, end: Instant) -> Answer {
+    async fn refused(
+        &self,
+        response: Response,
+        status: u16,
+        end: Instant,
+        authorization: &Authorization,
+    ) -> Answer {
         let retry_after = response
             .headers()
             .get(RETRY_AFTER)
@@ -330,7 +324,8 @@ impl Client {
         let refusal = match status {
             400..=599 => match timeout_at(end, read(response, self.settings.max_error_bytes)).await
             {
-                Ok(Some(body)) => wire::refusal(&body),
+                Ok(Some(body)) => wire::refusal(&body)
+                    .and_then(|refusal| refusal.without(|text| authorization.is_repeated_in(text))),
                 Ok(None) | Err(_) => None,
             },
             _ => None,
@@ -339,6 +334,7 @@ impl Client {
             status,
             retry_after,
             refusal,
+            credentials_changed: false,
         }
     }
 }
@@ -402,6 +398,7 @@ pub mod fuzzing {
             status,
             retry_after,
             refusal: wire::refusal(body),
+            credentials_changed: false,
         })
     }
 

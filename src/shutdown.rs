@@ -1,4 +1,4 @@
-//! How the process is told to leave.
+//! How the process is told to leave, and to read its files again.
 
 use std::io;
 
@@ -29,5 +29,24 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+/// SIGHUP, one after another: what was read from files is to be read again.
+#[derive(Debug)]
+pub struct Hangups(Signal);
+
+impl Hangups {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When the system does not let the process listen.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Hangups(signal(SignalKind::hangup())?))
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        self.0.recv().await;
     }
 }

@@ -8,6 +8,7 @@ use clap::{
 use url::Url;
 
 use super::SECRET_VARIABLE;
+use crate::identity::FORWARDED_CERTIFICATE;
 
 /// A gRPC façade for Sqril's customer API.
 #[derive(Parser)]
@@ -81,15 +82,56 @@ pub(super) fn variable(flag: &str) -> String {
 /// The flags of `serve`, as they were given.
 #[derive(Args)]
 pub struct ServeArgs {
-    /// Address for gRPC. Off loopback it needs --trust-network.
+    /// Address for gRPC. Off loopback it needs --tls-cert or --trust-network.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:50051")]
     pub(super) listen: String,
-    /// Address for /livez and /readyz over HTTP. Off loopback it needs --trust-network.
+    /// Address for /livez, /readyz and /metrics over HTTP. Off loopback it needs --trust-network.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9090")]
     pub(super) admin_listen: String,
     /// A mesh sidecar or a network policy guards the ports: serve in plaintext off loopback.
     #[arg(long, value_name = "BOOL")]
     pub(super) trust_network: String,
+    /// PEM file with the certificate to show callers, and those between it and its authority. Turns TLS on.
+    #[arg(long, value_name = "FILE")]
+    pub(super) tls_cert: Option<String>,
+    /// PEM file with its private key.
+    #[arg(long, value_name = "FILE")]
+    pub(super) tls_key: Option<String>,
+    /// PEM file with the authorities of callers' certificates: callers must show one, and be allowed to call.
+    #[arg(long, value_name = "FILE")]
+    pub(super) client_ca: Option<String>,
+    /// PEM file with the certificates that these have revoked, a list by each authority.
+    #[arg(long, value_name = "FILE")]
+    pub(super) client_crl: Option<String>,
+    /// Who may call: spiffe://domain/path, spiffe://domain/path/* or a DNS name. May be given more than once.
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    pub(super) allow_caller: Vec<String>,
+    /// Answer health checks to everybody who reaches the port, with a certificate or without.
+    #[arg(long, value_name = "BOOL")]
+    pub(super) open_health: String,
+    /// Know callers by what a proxy says of their certificates in x-forwarded-client-cert. Needs --trust-network.
+    #[arg(long, value_name = "HEADER", num_args = 0..=1, default_missing_value = FORWARDED_CERTIFICATE)]
+    pub(super) identity_header: Option<String>,
+    /// Networks of the proxies that may say so.
+    #[arg(
+        long,
+        value_name = "NETWORK",
+        value_delimiter = ',',
+        default_value = "127.0.0.0/8,::1/128"
+    )]
+    pub(super) identity_header_from: Vec<String>,
+    /// Longest time of a TLS handshake.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub(super) handshake_timeout: String,
+    /// Most TLS handshakes at one time; further ones wait their turn.
+    #[arg(long, value_name = "NUMBER", default_value = "256")]
+    pub(super) max_handshakes: String,
+    /// How often files of certificates and credentials are read again; 0 for only at SIGHUP.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub(super) reload_interval: String,
+    /// File with the key of the hash by which logs name customers, so that replicas agree; without it each has its own.
+    #[arg(long, value_name = "FILE")]
+    pub(super) hash_key_file: Option<String>,
     /// Sqril's base URL; https unless on loopback.
     #[arg(long, value_name = "URL", default_value = "https://api.sqril.com")]
     pub(super) upstream_url: String,
@@ -99,6 +141,9 @@ pub struct ServeArgs {
     /// Egress proxy: a URL, "env" for HTTPS_PROXY and its like, or "off".
     #[arg(long, value_name = "URL", default_value = "off")]
     pub(super) upstream_proxy: String,
+    /// PEM file with the authorities of the upstream's certificate, instead of the system's.
+    #[arg(long, value_name = "FILE")]
+    pub(super) upstream_ca: Option<String>,
     /// Client id at Sqril. Needed, or --client-id-file.
     #[arg(long, value_name = "ID")]
     pub(super) client_id: Option<String>,
@@ -196,6 +241,18 @@ pub struct HealthArgs {
     /// Name to ask for; empty for the process as a whole.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub(super) service: String,
+    /// PEM file with the authorities of its certificate. Turns TLS on.
+    #[arg(long, value_name = "FILE")]
+    pub(super) ca: Option<String>,
+    /// Name in its certificate, if it is not the address.
+    #[arg(long, value_name = "NAME")]
+    pub(super) server_name: Option<String>,
+    /// PEM file with a certificate to show, where health checks are not open.
+    #[arg(long, value_name = "FILE")]
+    pub(super) cert: Option<String>,
+    /// PEM file with its private key.
+    #[arg(long, value_name = "FILE")]
+    pub(super) key: Option<String>,
     /// Longest time to wait for the answer.
     #[arg(long, value_name = "TIME", default_value = "2s")]
     pub(super) timeout: String,
@@ -217,7 +274,7 @@ impl ServeArgs {
         let values = ids.map(|id| (id, self.value(id)));
         let shown = values.filter(|(id, value)| !value.is_empty() && *id != "check_config");
         let mut lines: String = shown
-            .map(|(id, value)| format!("{}={}\n", variable(id), without_password(value)))
+            .map(|(id, value)| format!("{}={}\n", variable(id), without_password(&value)))
             .collect();
         if env::var_os(SECRET_VARIABLE).is_some() {
             lines += &format!("{SECRET_VARIABLE}=[hidden]\n");
@@ -225,10 +282,11 @@ impl ServeArgs {
         lines
     }
 
-    fn value(&self, id: &str) -> &str {
-        self.matches
-            .get_one::<String>(id)
-            .map_or("", String::as_str)
+    fn value(&self, id: &str) -> String {
+        let values = self.matches.get_many::<String>(id);
+        values.map_or_else(String::new, |values| {
+            values.map(String::as_str).collect::<Vec<_>>().join(",")
+        })
     }
 }
 

@@ -1,12 +1,22 @@
 //! From texts to values, and the faults that are found on the way.
 
-use std::{fmt, fs, net::SocketAddr, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
 
+use ipnet::IpNet;
 use jiff::SignedDuration;
 use url::{Host, Url};
 
 use super::{LogFormat, cli::variable};
-use crate::rest;
+use crate::{
+    identity::{FORWARDED_CERTIFICATE, Pattern},
+    reload::Fault,
+    rest,
+};
 
 /// Everything that is wrong with a configuration, a line each.
 #[derive(Debug, Default)]
@@ -25,6 +35,16 @@ impl Faults {
     pub(super) fn add(&mut self, flag: &str, what: impl fmt::Display) {
         self.0
             .push(format!("--{flag} ({}): {what}", variable(flag)));
+    }
+
+    /// Gives what is made of files, if nothing is wrong with them.
+    pub(super) fn take<T>(&mut self, made: Result<T, Vec<Fault>>) -> Option<T> {
+        let found = made.map_err(|found| {
+            for fault in found {
+                self.add(fault.flag, fault.what);
+            }
+        });
+        found.ok()
     }
 
     pub(super) fn demand(&mut self, flag: &str, holds: bool, what: &str) {
@@ -161,6 +181,33 @@ pub(super) fn proxy(text: &str) -> Result<rest::Proxy, &'static str> {
     }
 }
 
+/// Whether callers are known by a proxy's header: only one is known.
+pub(super) fn identity_header(text: &str) -> Result<bool, &'static str> {
+    if text.eq_ignore_ascii_case(FORWARDED_CERTIFICATE) {
+        return Ok(true);
+    }
+    switch(text).map_err(|_| "must be x-forwarded-client-cert, or off")
+}
+
+/// Networks, or single addresses.
+pub(super) fn networks(texts: &[String]) -> Result<Vec<IpNet>, &'static str> {
+    let network = |text: &String| {
+        let text = text.trim();
+        let address = || text.parse::<IpAddr>().map(IpNet::from).ok();
+        text.parse::<IpNet>().ok().or_else(address)
+    };
+    let networks: Option<Vec<IpNet>> = texts.iter().map(network).collect();
+    networks.ok_or("must be networks such as 10.0.0.0/8, or addresses")
+}
+
+pub(super) fn patterns(texts: &[String]) -> Result<Vec<Pattern>, &'static str> {
+    let given = texts.iter().map(|text| text.trim());
+    given
+        .filter(|text| !text.is_empty())
+        .map(Pattern::parse)
+        .collect()
+}
+
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
@@ -168,11 +215,4 @@ pub(super) fn is_loopback(url: &Url) -> bool {
         Some(Host::Domain(name)) => name == "localhost",
         None => false,
     }
-}
-
-/// A file's text without the newline that editors leave at its end.
-pub(super) fn contents(file: &str) -> Result<String, String> {
-    let text = fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }

@@ -2,6 +2,7 @@
 //! and a Watch on a name that is not known answers SERVICE_UNKNOWN instead of an error.
 
 use std::{
+    fmt,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -15,7 +16,11 @@ use futures_util::stream::unfold;
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, server::NamedService, transport::Endpoint};
+use tonic::{
+    Code, Request, Response, Status,
+    server::NamedService,
+    transport::{self, Certificate, ClientTlsConfig, Endpoint, Identity},
+};
 use tonic_health::{
     ServingStatus,
     pb::{
@@ -35,6 +40,9 @@ use super::{Facade, MAX_MESSAGE_BYTES, Service};
 /// readiness; nothing routes on the last.
 const NAMES: [&str; 3] = ["", <Service<Facade> as NamedService>::NAME, UPSTREAM];
 const UPSTREAM: &str = "sqril.upstream";
+
+/// The full name of the health service.
+pub(super) const SERVICE: &str = <HealthServer<ByProtocol> as NamedService>::NAME;
 
 /// Sets what health checks are told.
 #[derive(Clone)]
@@ -151,13 +159,62 @@ impl Health for ByProtocol {
     }
 }
 
+/// Whom a probe asks, and how.
+pub struct Target {
+    /// The address.
+    pub address: SocketAddr,
+    /// The authorities of its certificate, in PEM; `None` for plaintext.
+    pub authorities: Option<Vec<u8>>,
+    /// The name in its certificate, if it is not the address.
+    pub server_name: Option<String>,
+    /// A certificate to show and its key, in PEM.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Target {
+    /// Without TLS.
+    pub fn plaintext(address: SocketAddr) -> Self {
+        Target {
+            address,
+            authorities: None,
+            server_name: None,
+            identity: None,
+        }
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, transport::Error> {
+        let Some(authorities) = &self.authorities else {
+            return Endpoint::from_shared(format!("http://{}", self.address));
+        };
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities));
+        if let Some(name) = &self.server_name {
+            tls = tls.domain_name(name);
+        }
+        if let Some((certificate, key)) = &self.identity {
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        Endpoint::from_shared(format!("https://{}", self.address))?.tls_config(tls)
+    }
+}
+
+/// Shows neither certificates nor keys.
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Asks a running façade whether it serves.
 ///
 /// # Errors
 /// What it says instead of SERVING, or why it says nothing.
-pub async fn probe(address: SocketAddr, service: String, wait: Duration) -> Result<(), String> {
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+pub async fn probe(target: &Target, service: String, wait: Duration) -> Result<(), String> {
+    let address = target.address;
+    let endpoint = target
+        .endpoint()
+        .map_err(|error| format!("cannot use the certificates: {error}"))?;
     let ask = async {
         let channel = endpoint
             .connect()

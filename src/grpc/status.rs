@@ -26,6 +26,7 @@ use super::RequestId;
 use crate::{
     admission,
     customer::{CustomerUpdate, Field, Violation},
+    identity,
     rest::{Answer, Error, Fate, Refusal, unasked},
 };
 
@@ -46,6 +47,8 @@ const MAX_MESSAGE: usize = 256;
 pub(super) enum Failure {
     /// The request cannot be sent.
     Invalid(Vec<Violation>),
+    /// The caller may not call.
+    NotAdmitted(identity::Refusal),
     /// Too little time is left to send anything.
     DeadlineTooShort,
     /// The call was not taken.
@@ -120,7 +123,8 @@ pub(super) struct Verdict {
 impl Verdict {
     /// Looks a failure up in the table.
     pub(super) fn new(failure: &Failure, context: &Context<'_>) -> Self {
-        use Code::{DataLoss, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
+        use Code::{DataLoss, DeadlineExceeded, Internal, PermissionDenied, ResourceExhausted};
+        use Code::{Unauthenticated, Unavailable};
         use Failure::Upstream;
         use Outcome::{Applied, NotSent, Rejected, Unknown};
 
@@ -132,6 +136,12 @@ impl Verdict {
         };
         let mut verdict = match failure {
             Failure::Invalid(violations) => invalid(violations),
+            Failure::NotAdmitted(identity::Refusal::NotAuthenticated) => {
+                ours(Unauthenticated, Why::CallerNotAuthenticated, NotSent)
+            }
+            Failure::NotAdmitted(identity::Refusal::NotAllowed(_)) => {
+                ours(PermissionDenied, Why::CallerNotAllowed, NotSent)
+            }
             Failure::DeadlineTooShort => ours(DeadlineExceeded, Why::DeadlineTooShort, NotSent),
             Failure::NotTaken(admission::Refusal::Overloaded) => {
                 ours(ResourceExhausted, Why::Overloaded, NotSent).retry_in(unasked(context.dice))

@@ -1,6 +1,6 @@
 //! What can become of an update that was not plainly applied, named after what is known of its fate.
 
-use std::{error::Error as StdError, io, time::Duration};
+use std::{error::Error as StdError, fmt, io, time::Duration};
 
 use super::breaker::Sign;
 use crate::customer::{Field, Private};
@@ -11,7 +11,7 @@ use crate::customer::{Field, Private};
 pub struct BuildError(#[from] reqwest::Error);
 
 /// Why there is no profile to show. `Display` and the sources are for the log: they hold no URL, no body, no value.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// Most of what was sent lately failed, so nothing is sent until the next probe, in so long.
     #[error("the circuit breaker is open")]
@@ -64,6 +64,13 @@ pub enum Error {
     /// Any other answer.
     #[error("the upstream answered {}", .0.status)]
     Answered(Answer),
+}
+
+/// Shows what [`Error::chain`] does: libraries' errors hold texts of the upstream in theirs.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.chain())
+    }
 }
 
 impl Error {
@@ -151,6 +158,17 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// What Sqril said, if it was Sqril who answered.
     pub refusal: Option<Refusal>,
+    /// Whether the credentials were exchanged after the request was built.
+    pub credentials_changed: bool,
+}
+
+impl Refusal {
+    /// Without the texts that must not be told. If the code is one of them, this is not Sqril speaking.
+    pub(super) fn without(mut self, is_secret: impl Fn(&str) -> bool) -> Option<Self> {
+        self.message = self.message.filter(|text| !is_secret(text.expose()));
+        self.immutable.retain(|text| !is_secret(text.expose()));
+        (!is_secret(self.code.expose())).then_some(self)
+    }
 }
 
 /// Sqril speaking: a JSON object with a string `error_code`. All texts are as Sqril sent them and may repeat values.

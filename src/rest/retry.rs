@@ -56,6 +56,11 @@ pub(super) fn wait(
             retry_after,
             ..
         }) => (*retry_after)?,
+        Error::Answered(Answer {
+            status: 401,
+            credentials_changed: true,
+            ..
+        }) => Duration::ZERO,
         Error::Answered(_)
         | Error::CircuitOpen(_)
         | Error::QuotaUsed(_)
@@ -113,6 +118,7 @@ mod tests {
             status,
             retry_after: retry_after.map(Duration::from_secs),
             refusal: None,
+            credentials_changed: false,
         })
     }
 
@@ -148,6 +154,16 @@ mod tests {
             (answered(503, Some(3)), None, "row 43, too long"),
             (answered(400, Some(0)), None, "refused for good"),
             (answered(401, None), None, "row 27"),
+            (
+                Error::Answered(Answer {
+                    status: 401,
+                    retry_after: None,
+                    refusal: None,
+                    credentials_changed: true,
+                }),
+                Some(ms(0)),
+                "row 27, with the new secret",
+            ),
             (answered(409, Some(0)), None, "row 33"),
             (answered(500, Some(0)), None, "may have been applied"),
             (answered(502, Some(0)), None, "may have been applied"),

@@ -48,3 +48,28 @@ fn every_reason_is_in_the_readme() {
         );
     }
 }
+
+/// Each test that is named in the threat model is there.
+#[test]
+fn every_test_in_the_threat_model_is_there() {
+    let threats = include_str!("../../THREATS.md");
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let quoted: Vec<_> = threats.split('`').skip(1).step_by(2).collect();
+    let mut named = 0;
+    for (chapter, test) in quoted.iter().filter_map(|text| text.split_once("::")) {
+        let file = root.join(format!("tests/api/{chapter}.rs"));
+        let source = std::fs::read_to_string(file).unwrap();
+        assert!(
+            source.contains(&format!("fn {test}()")),
+            "{chapter}::{test} is not there"
+        );
+        named += 1;
+    }
+    assert!(named > 20, "{named}");
+    for path in quoted
+        .iter()
+        .filter(|text| text.contains(".rs") || text.ends_with("/run"))
+    {
+        assert!(root.join(path).exists(), "{path} is not there");
+    }
+}

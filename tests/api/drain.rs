@@ -16,20 +16,31 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt;
 
 use crate::{
+    certificates::{SHOP, Tls},
     limits::Raw,
     support::{Facade, Reply, Upstream, a_profile, an_update, json},
 };
 
-/// Fifty times: each update that was applied was told OK to its caller, and every other caller was told UNAVAILABLE.
+/// Fifty times, half of them over TLS: each update that was applied was told OK to its caller, and every other caller was told UNAVAILABLE.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_fifty_times() {
+    let tls = Tls::new();
+    let shop = tls.theirs.caller(SHOP);
     for round in 0..50 {
+        let encrypted = round % 2 == 1;
         let upstream = Upstream::start(Reply::Say(json(200, &a_profile().to_string()))).await;
-        let mut facade = Facade::before(&upstream.url()).await;
+        let mut facade = match encrypted {
+            true => tls.facade(&upstream.url(), &[]).await,
+            false => Facade::before(&upstream.url()).await,
+        };
         let answered = Arc::new(AtomicUsize::new(0));
         let mut callers = JoinSet::new();
         for caller in 0..8 {
-            let (mut client, answered) = (facade.client().await, Arc::clone(&answered));
+            let mut client = match encrypted {
+                true => tls.client(&facade, Some(&shop)).await,
+                false => facade.client().await,
+            };
+            let answered = Arc::clone(&answered);
             callers.spawn(async move {
                 let mut told_ok = Vec::new();
                 for n in 0.. {

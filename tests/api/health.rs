@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqril_grpc::grpc::health::probe;
+use sqril_grpc::grpc::health::{Target, probe};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
 use tonic::{Code, transport::Channel};
@@ -121,7 +121,7 @@ async fn the_probe() {
 async fn the_probe_does_not_wait_for_ever() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let said = probe(
-        silent.local_addr().unwrap(),
+        &Target::plaintext(silent.local_addr().unwrap()),
         String::new(),
         Duration::from_millis(200),
     )
@@ -163,7 +163,7 @@ async fn the_admin_port() {
     facade.ended().await;
 }
 
-async fn http_get(address: std::net::SocketAddr, path: &str) -> String {
+pub async fn http_get(address: std::net::SocketAddr, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");

@@ -8,6 +8,10 @@
     reason = "a test prints its figures, fails where it cannot go on, and has no outside"
 )]
 
+mod attempts;
+mod callers;
+mod canary;
+mod certificates;
 mod clients;
 mod docs;
 mod drain;
@@ -19,6 +23,7 @@ mod no_answer;
 mod properties;
 mod reflection;
 mod refusals;
+mod rotation;
 mod sandbox;
 mod soak;
 mod support;

@@ -126,9 +126,11 @@ async fn row_11_refused_stream_and_goaway() {
                 .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
                 .await
                 .unwrap();
-            read_until_headers(&mut stream).await;
+            read_request(&mut stream).await;
             stream.write_all(frame).await.unwrap();
             stream.shutdown().await.unwrap();
+            // To its end: closed with something unread, it would be reset, and the frame lost with it.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
         });
         facade.refused(an_update()).await.is(code, reason, outcome);
         let line = facade.logged(|line| line["message"] == "call").await;
@@ -138,14 +140,16 @@ async fn row_11_refused_stream_and_goaway() {
     }
 }
 
-/// Reads HTTP/2 frames until one of type HEADERS has been read.
-async fn read_until_headers(stream: &mut (impl AsyncRead + Unpin)) {
+/// Reads HTTP/2 frames until a HEADERS or DATA frame ends the request (RFC 9113, sections 6.1 and 6.2).
+async fn read_request(stream: &mut (impl AsyncRead + Unpin)) {
+    const END_STREAM: u8 = 1;
     loop {
         let mut head = [0; 9];
         stream.read_exact(&mut head).await.unwrap();
         let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
         stream.read_exact(&mut payload).await.unwrap();
-        if head[3] == 1 {
+        let [.., kind, flags, _, _, _, _] = head;
+        if kind <= 1 && flags & END_STREAM != 0 {
             return;
         }
     }
@@ -335,6 +339,11 @@ impl TlsUpstream {
             "https://localhost:{}",
             self.listener.local_addr().unwrap().port()
         )
+    }
+
+    /// Its authority's certificate, in PEM.
+    pub fn authority(&self) -> String {
+        std::fs::read_to_string(&self.authority).unwrap()
     }
 
     /// A façade that trusts this authority.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     net::SocketAddr,
     process::{Child, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -13,7 +13,7 @@ use sqril_grpc::pb::{
     UpdateCustomerRequest, UpdateCustomerResponse, customer_service_client::CustomerServiceClient,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{Notify, Semaphore, watch},
     time::timeout,
@@ -83,7 +83,8 @@ impl Facade {
     }
 
     async fn spawn(mut program: std::process::Command) -> Facade {
-        let mut process = program.stderr(Stdio::piped()).spawn().unwrap();
+        program.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = program.spawn().unwrap();
         let log = lines_of(&mut process);
         let mut facade = Facade {
             grpc: ([0; 4], 0).into(),
@@ -99,6 +100,15 @@ impl Facade {
 
     /// The first line of the log for which this holds, once there is one.
     pub async fn logged(&self, holds: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        self.logged_again(1, holds).await
+    }
+
+    /// The line of the log for which this holds for the so manieth time, once there is one.
+    pub async fn logged_again(
+        &self,
+        times: usize,
+        holds: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
         let mut log = self.log.clone();
         let found = async {
             loop {
@@ -106,7 +116,8 @@ impl Facade {
                 if let Some(line) = lines
                     .iter()
                     .filter_map(|line| serde_json::from_str(line).ok())
-                    .find(&holds)
+                    .filter(&holds)
+                    .nth(times - 1)
                 {
                     return line;
                 }
@@ -206,15 +217,19 @@ pub fn program(command: &str, flags: &[&str], variables: &[(&str, &str)]) -> std
     program
 }
 
-/// Collects what a program writes to standard error.
+/// Collects what a program writes, to standard output and error.
 fn lines_of(process: &mut Child) -> watch::Receiver<Vec<String>> {
     let (sender, receiver) = watch::channel(Vec::new());
-    let lines = BufReader::new(process.stderr.take().unwrap()).lines();
-    std::thread::spawn(move || {
-        lines
-            .map_while(Result::ok)
-            .for_each(|line| sender.send_modify(|log| log.push(line)))
-    });
+    let output: Box<dyn Read + Send> = Box::new(process.stdout.take().unwrap());
+    let error: Box<dyn Read + Send> = Box::new(process.stderr.take().unwrap());
+    for stream in [output, error] {
+        let (sender, lines) = (sender.clone(), BufReader::new(stream).lines());
+        std::thread::spawn(move || {
+            lines
+                .map_while(Result::ok)
+                .for_each(|line| sender.send_modify(|log| log.push(line)))
+        });
+    }
     receiver
 }
 
@@ -506,7 +521,7 @@ async fn act(stream: &mut TcpStream, reply: Reply, go_on: &Semaphore) -> bool {
 }
 
 /// Reads one request whole; `None` if the other side has closed.
-pub async fn read_request(stream: &mut TcpStream) -> Option<Received> {
+pub async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Received> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {

@@ -1,5 +1,7 @@
 //! Takes the caller's values out of texts that Sqril wrote.
 
+use crate::customer::undisguised;
+
 /// Values shorter than this (a gender, a country) occur in innocent words, so they count only as words of their own.
 const SHORT: usize = 4;
 /// Stands where a value was.
@@ -19,7 +21,7 @@ impl Redactor {
     }
 
     /// The text without control characters and without values, cut to so many characters. `None` if a value would
-    /// still show.
+    /// still show, as it is or in the forms in which it travels.
     pub(super) fn redact(&self, text: &str, characters: usize) -> Option<String> {
         let mut text: Vec<char> = text.chars().filter(|c| !c.is_control()).collect();
         for value in &self.values {
@@ -37,7 +39,8 @@ impl Redactor {
             text = kept;
         }
         text.truncate(characters);
-        let clean = !self.occur_in(&text, char::is_alphanumeric);
+        let clean = !self.occur_in(&text, char::is_alphanumeric)
+            && !decoded(&text).any(|text| self.occur_in(&text, char::is_alphanumeric));
         clean.then(|| text.into_iter().collect())
     }
 
@@ -45,7 +48,8 @@ impl Redactor {
     /// the country `ID`.
     pub(super) fn occurs_in_code(&self, code: &str) -> bool {
         let code: Vec<char> = code.chars().collect();
-        self.occur_in(&code, |c| c.is_alphanumeric() || c == '_')
+        let joins = |c: char| c.is_alphanumeric() || c == '_';
+        self.occur_in(&code, joins) || decoded(&code).any(|code| self.occur_in(&code, joins))
     }
 
     fn occur_in(&self, text: &[char], joins: fn(char) -> bool) -> bool {
@@ -53,6 +57,12 @@ impl Redactor {
             .iter()
             .any(|value| (0..text.len()).any(|at| occurs_at(text, at, value, joins)))
     }
+}
+
+/// What a text says if it was encoded on its way here.
+fn decoded(text: &[char]) -> impl Iterator<Item = Vec<char>> {
+    let readings = undisguised(&String::from_iter(text));
+    readings.map(|text| text.chars().filter(|c| !c.is_control()).collect())
 }
 
 /// Lower case, one character for each character, so that places in both texts agree.
@@ -86,7 +96,7 @@ mod tests {
 
     #[test]
     fn values_are_taken_out() {
-        let cases: [(&[&str], &str, Option<&str>); 11] = [
+        let cases: [(&[&str], &str, Option<&str>); 16] = [
             (
                 &["john@example.com"],
                 "john@example.com is taken",
@@ -108,6 +118,15 @@ mod tests {
             (&["a…bcdef", "wxyz"], "awxyzbcdef", None),
             (&["john"], "jo\u{0}hn", Some("…")),
             (&["john"], "nothing here", Some("nothing here")),
+            (&["cus é&1"], "no /x?id=cus%20%c3%A9%261 here", None),
+            (&["a-b-c"], "a%2db%2Dc", None),
+            (&[r#"Jl. "A""#], r#"{"a":"jl. \"a\""}"#, None),
+            (&["año \u{1F600}"], r"a\u00f1o \ud83d\uDE00", None),
+            (
+                &["nothing"],
+                r"50% of \u12 and \",
+                Some(r"50% of \u12 and \"),
+            ),
             // Cutting makes a word of what was none.
             (
                 &["QX"],
