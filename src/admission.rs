@@ -8,6 +8,8 @@ use std::sync::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::metrics::{Metrics, Resource, Used};
+
 /// The limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -33,16 +35,23 @@ pub struct Admission {
     queued: AtomicUsize,
     max_queued: usize,
     draining: AtomicBool,
+    metrics: Metrics,
 }
 
 /// A call that is under way. Dropping it makes room for the next.
 #[derive(Debug)]
-pub struct Slot(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
+pub struct Slot {
+    _permit: OwnedSemaphorePermit,
+    _used: Used,
+}
 
 impl Admission {
     /// Open, within these limits.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, metrics: &Metrics) -> Self {
+        metrics.limit(Resource::Calls, limits.in_flight);
+        metrics.limit(Resource::QueuedCalls, limits.queued);
         Admission {
+            metrics: metrics.clone(),
             slots: Arc::new(Semaphore::new(limits.in_flight)),
             queued: AtomicUsize::new(0),
             max_queued: limits.queued,
@@ -56,11 +65,21 @@ impl Admission {
             return Err(Refusal::Draining);
         }
         if let Ok(permit) = Arc::clone(&self.slots).try_acquire_owned() {
-            return Ok(Slot(permit));
+            return Ok(self.slot(permit));
         }
         let _place = Place::take(&self.queued, self.max_queued).ok_or(Refusal::Overloaded)?;
+        let _used = self.metrics.using(Resource::QueuedCalls);
         let permit = Arc::clone(&self.slots).acquire_owned().await;
-        permit.map(Slot).map_err(|_closed| Refusal::Draining)
+        permit
+            .map(|permit| self.slot(permit))
+            .map_err(|_closed| Refusal::Draining)
+    }
+
+    fn slot(&self, permit: OwnedSemaphorePermit) -> Slot {
+        Slot {
+            _permit: permit,
+            _used: self.metrics.using(Resource::Calls),
+        }
     }
 
     /// Takes no further calls; those that wait are still taken.
@@ -102,10 +121,11 @@ mod tests {
 
     #[tokio::test]
     async fn in_flight_then_queued_then_refused() {
-        let door = Admission::new(Limits {
+        let limits = Limits {
             in_flight: 1,
             queued: 1,
-        });
+        };
+        let door = Admission::new(limits, &Metrics::default());
         let first = door.admit().await.unwrap();
         let mut second = Box::pin(door.admit());
         assert!(poll(&mut second).is_pending());

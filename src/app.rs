@@ -18,11 +18,11 @@ use crate::{
     grpc::{Facade, Gate, health::Readiness, reflection},
     identity::{Evidence, Policy},
     incoming,
-    metrics::Metrics,
     reload::{Loaded, Reloader},
     rest,
     sandbox::{self, Sandbox},
     shutdown::{Hangups, Signals},
+    telemetry::Instruments,
     tls,
 };
 
@@ -35,7 +35,7 @@ pub struct App {
     readiness: Readiness,
     reloader: Reloader,
     reload_interval: Option<Duration>,
-    metrics: Metrics,
+    instruments: Instruments,
     tls: Option<Arc<tls::Server>>,
     callers: Policy,
     reflection: bool,
@@ -62,12 +62,15 @@ pub enum StartError {
 }
 
 impl App {
-    /// Builds the parts and binds the sockets.
+    /// Builds the parts and binds the sockets; what they do is seen by these instruments.
     ///
     /// # Errors
     /// When an address is taken, or the system's certificates cannot be loaded.
-    pub async fn build(config: config::Serve) -> Result<Self, StartError> {
-        let metrics = Metrics::default();
+    pub async fn build(
+        config: config::Serve,
+        instruments: Instruments,
+    ) -> Result<Self, StartError> {
+        let metrics = instruments.metrics.clone();
         let mut reloader = Reloader::new(metrics.clone());
         let mut upstream = config.upstream;
         let (credentials, sandbox) = match config.credentials {
@@ -79,7 +82,8 @@ impl App {
             }
         };
         let url = upstream.base_url.clone();
-        let client = Arc::new(rest::Client::new(upstream, &credentials.value)?);
+        let client = rest::Client::new(upstream, &credentials.value, metrics.clone())?;
+        let client = Arc::new(client);
         let authorized = Arc::clone(&client);
         reloader.watch(credentials.source, move |credentials| {
             authorized.authorize(&credentials);
@@ -100,11 +104,17 @@ impl App {
             grpc: bind(config.listen).await?,
             admin: bind(config.admin_listen).await?,
             rejected: client.rejected(),
-            facade: Facade::new(client, config.deadlines, config.admission, config.hash_key),
-            readiness: Readiness::new().await,
+            facade: Facade::new(
+                client,
+                config.deadlines,
+                config.admission,
+                config.hash_key,
+                instruments.clone(),
+            ),
+            readiness: Readiness::new(metrics).await,
             reloader,
             reload_interval: config.reload_interval,
-            metrics,
+            instruments,
             tls,
             callers: config.callers,
             reflection: config.reflection,
@@ -133,7 +143,7 @@ impl App {
             self.admin,
             self.readiness.clone(),
             troubles,
-            self.metrics,
+            self.instruments.metrics.clone(),
         ));
         tokio::spawn(
             self.readiness
@@ -153,9 +163,17 @@ impl App {
         } else if !asked && !grpc.ip().is_loopback() {
             warn!("whoever reaches the port may call: neither --client-ca nor --identity-header");
         }
-        let gate = Gate::new(routes, self.callers);
+        let metrics = self.instruments.metrics.clone();
+        let gate = Gate::new(routes, self.callers, self.instruments);
         let stop = CancellationToken::new();
-        let serving = incoming::serve(self.grpc, self.tls, gate, self.incoming, stop.clone());
+        let serving = incoming::serve(
+            self.grpc,
+            self.tls,
+            gate,
+            self.incoming,
+            metrics,
+            stop.clone(),
+        );
         let mut serving = tokio::spawn(serving);
         self.readiness.serving().await;
         info!(%grpc, %admin, upstream = %self.upstream, version = env!("CARGO_PKG_VERSION"), "serving");

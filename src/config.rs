@@ -8,6 +8,7 @@ mod callers;
 mod cli;
 mod credentials;
 mod read;
+mod traces;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -26,7 +27,7 @@ use crate::{
     identity::Policy,
     incoming,
     reload::{Fault, Loaded, Source},
-    rest, tls,
+    rest, telemetry, tls,
 };
 
 const SECRET_VARIABLE: &str = "SQRIL_GRPC_CLIENT_SECRET";
@@ -64,6 +65,12 @@ pub struct Serve {
     pub reflection: bool,
     /// The form of the log.
     pub log_format: LogFormat,
+    /// The most lines that wait to be written.
+    pub log_buffer: usize,
+    /// How spans of traces are sent; `None` for not at all.
+    pub traces: Option<telemetry::Export>,
+    /// Whether Sqril is told which trace a PUT belongs to.
+    pub propagate_trace: bool,
     /// Where this is only to be shown: every flag's value, a line each, secrets hidden.
     pub show: Option<String>,
 }
@@ -164,6 +171,9 @@ impl ServeArgs {
             },
             reflection: faults.read("reflection", &self.reflection, switch, false),
             log_format: faults.read("log-format", &self.log_format, log_format, LogFormat::Json),
+            log_buffer: faults.read("log-buffer", &self.log_buffer, count, 1),
+            traces: traces::traces(&mut faults),
+            propagate_trace: faults.read("propagate-trace", &self.propagate_trace, switch, false),
             show: check_config.then(|| self.effective()),
         };
         self.check_together(&config, sandbox, trusted, &mut faults);

@@ -1,9 +1,11 @@
 //! The gRPC edge: `UpdateCustomer` in a few steps. What comes in is read in `request`, what goes back is written in
 //! `response`, everything that can go wrong is told by `status`.
 
+mod code;
 mod deadline;
 mod gate;
 pub mod health;
+mod meter;
 pub mod reflection;
 mod request;
 mod request_id;
@@ -12,6 +14,7 @@ mod status;
 
 use std::{
     sync::{Arc, OnceLock},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,11 +23,12 @@ use tokio::{
     time::{Instant as Moment, timeout_at},
 };
 use tokio_util::task::TaskTracker;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use tracing::info;
 
 use self::{
     deadline::deadline,
+    meter::Mark,
     status::{Context, Failure, Outcome, Verdict},
 };
 pub use self::{
@@ -34,19 +38,22 @@ pub use self::{
 };
 use crate::{
     admission::{self, Admission},
-    customer::{CustomerUpdate, HashKey, UpdatedCustomer},
+    customer::{CustomerUpdate, Field, HashKey, UpdatedCustomer},
     identity::Caller,
+    metrics::{Exemplar, Metrics},
     pb::{
-        UpdateCustomerRequest, UpdateCustomerResponse,
+        UpdateCustomerRequest, UpdateCustomerResponse, WarningCode,
         customer_service_server::{CustomerService, CustomerServiceServer as Service},
     },
-    rest::{self, Progress},
+    rest::{self, Errand, Fate, Progress},
+    telemetry::{self, Instruments, Trace, Tracer},
 };
 
 /// Metadata and header that carry the request id.
 const REQUEST_ID: &str = "x-request-id";
-/// The one method, as logs name it.
+/// The one method, as logs name it, and as traces do.
 const METHOD: &str = "UpdateCustomer";
+const FULL_METHOD: &str = "sqril.customer.v1.CustomerService/UpdateCustomer";
 
 /// The largest message taken: the largest legal update is under 5 KiB, and the buffer is reserved as soon as a
 /// message's length is announced.
@@ -69,6 +76,7 @@ pub struct Facade {
     admission: Arc<Admission>,
     running: TaskTracker,
     hash_key: Arc<HashKey>,
+    instruments: Instruments,
 }
 
 impl Facade {
@@ -78,13 +86,22 @@ impl Facade {
         deadlines: Deadlines,
         limits: admission::Limits,
         hash_key: HashKey,
+        instruments: Instruments,
     ) -> Self {
+        let metrics = &instruments.metrics;
+        let reasons = Reason::ALL.iter().map(|reason| reason.name());
+        metrics.expect(
+            Outcome::ALL.map(Outcome::name),
+            reasons.chain(status::ANNOUNCED).chain([status::OTHER]),
+            [Field::Occupation, Field::IcType].map(Field::name),
+        );
         Facade {
             rest,
             hash_key: Arc::new(hash_key),
             deadlines,
-            admission: Arc::new(Admission::new(limits)),
+            admission: Arc::new(Admission::new(limits, metrics)),
             running: TaskTracker::new(),
+            instruments,
         }
     }
 
@@ -115,19 +132,28 @@ impl CustomerService for Facade {
         request: Request<UpdateCustomerRequest>,
     ) -> Result<Response<UpdateCustomerResponse>, Status> {
         let values = request::texts(request.get_ref());
-        let request_id = RequestId::of(request.metadata(), values);
         let caller = request.extensions().get::<Caller>().cloned();
-        let call = Arc::new(Call::new(request_id, METHOD, caller));
+        let call = Call::new(
+            request.metadata(),
+            values,
+            METHOD,
+            caller,
+            &self.instruments,
+        );
+        let call = Arc::new(call);
+        if let Some(mark) = request.extensions().get::<Mark>() {
+            mark.set(&call);
+        }
+        let mut waiting = Waiting::new(&call);
         let Some(deadline) = deadline(request.metadata(), self.deadlines) else {
-            return Err(call.failed(&Failure::DeadlineTooShort, None, false));
+            return Err(call.failed(&Failure::DeadlineTooShort, None));
         };
         let slot = match timeout_at(deadline, self.admission.admit()).await {
             Ok(Ok(slot)) => slot,
-            Ok(Err(refusal)) => return Err(call.failed(&Failure::NotTaken(refusal), None, false)),
-            Err(_) => {
-                return Err(call.failed(&Failure::DeadlinePassed, None, false));
-            }
+            Ok(Err(refusal)) => return Err(call.failed(&Failure::NotTaken(refusal), None)),
+            Err(_) => return Err(call.failed(&Failure::DeadlinePassed, None)),
         };
+        call.admitted.get_or_init(|| call.started.elapsed());
         let (caller, answer) = oneshot::channel();
         let (rest, request) = (Arc::clone(&self.rest), request.into_inner());
         let hash_key = Arc::clone(&self.hash_key);
@@ -136,12 +162,11 @@ impl CustomerService for Facade {
             task.await;
             drop(slot);
         });
+        waiting.for_its_task = true;
         call.wait(answer, deadline).await
     }
 }
 
-/// Where the answer to a call goes.
-type Waiting = oneshot::Sender<Answer>;
 type Answer = Result<Response<UpdateCustomerResponse>, Status>;
 
 /// One call, from the door to the line in the log.
@@ -153,10 +178,66 @@ struct Call {
     customer: OnceLock<String>,
     progress: Arc<Progress>,
     started: Instant,
+    /// How long it waited to be taken.
+    admitted: OnceLock<Duration>,
+    /// What its caller was told: one thing, by whoever is first.
+    told: OnceLock<Told>,
+    trace: Trace,
+    metrics: Metrics,
+}
+
+/// What a caller is told of a call, in short.
+#[derive(Clone, Copy)]
+struct Told {
+    code: Code,
+    /// The reason, as metrics have it; `None` if it is no error of ours.
+    reason: Option<&'static str>,
+    outcome: Outcome,
+}
+
+impl From<&Verdict> for Told {
+    fn from(verdict: &Verdict) -> Self {
+        Told {
+            code: verdict.code,
+            reason: Some(verdict.label),
+            outcome: verdict.outcome,
+        }
+    }
+}
+
+/// How a call ended, for its line.
+struct End<'a> {
+    code: Code,
+    reason: Option<&'a str>,
+    outcome: Outcome,
+    upstream_status: Option<u16>,
+    warnings: usize,
+    cause: Option<String>,
+    update: Option<&'a CustomerUpdate>,
+    /// Whether the caller had left, or was told that its deadline had passed.
+    caller_gone: bool,
+    /// Whether the caller may not call.
+    refused: bool,
 }
 
 impl Call {
-    fn new(request_id: RequestId, method: &'static str, caller: Option<Caller>) -> Self {
+    fn new<'a>(
+        metadata: &MetadataMap,
+        values: impl Iterator<Item = &'a str>,
+        method: &'static str,
+        caller: Option<Caller>,
+        instruments: &Instruments,
+    ) -> Self {
+        let request_id = RequestId::of(metadata, values);
+        let tracer = match method {
+            METHOD => instruments.tracer.clone(),
+            _ => Tracer::default(),
+        };
+        let trace = tracer.call(metadata.as_ref(), FULL_METHOD);
+        trace.describe("sqril.request_id", request_id.as_str());
+        if let Some(caller) = &caller {
+            trace.describe("sqril.caller", caller.as_str());
+        }
         Call {
             request_id,
             method,
@@ -164,7 +245,15 @@ impl Call {
             customer: OnceLock::new(),
             progress: Arc::default(),
             started: Instant::now(),
+            admitted: OnceLock::new(),
+            told: OnceLock::new(),
+            trace,
+            metrics: instruments.metrics.clone(),
         }
+    }
+
+    fn exemplar(&self) -> Exemplar {
+        self.trace.exemplar(self.request_id.as_str())
     }
 
     async fn run(
@@ -173,23 +262,24 @@ impl Call {
         hash_key: Arc<HashKey>,
         request: UpdateCustomerRequest,
         deadline: Moment,
-        caller: Waiting,
+        caller: oneshot::Sender<Answer>,
     ) {
+        let _bug = ToldOnPanic(&self);
         let result = match CustomerUpdate::try_from(request) {
-            Err(violations) => {
-                Err(self.failed(&Failure::Invalid(violations), None, caller.is_closed()))
-            }
+            Err(violations) => Err(self.failed(&Failure::Invalid(violations), None)),
             Ok(update) => {
-                self.customer
-                    .get_or_init(|| hash_key.pseudonym(update.customer_id()));
-                let request_id = self.request_id.as_str();
-                let updated = rest.update(&update, request_id, deadline, &self.progress);
-                match updated.await {
-                    Ok(customer) => Ok(self.succeeded(customer, &update, caller.is_closed())),
-                    Err(error) => {
-                        let failure = Failure::Upstream(error);
-                        Err(self.failed(&failure, Some(&update), caller.is_closed()))
-                    }
+                let customer = hash_key.pseudonym(update.customer_id());
+                self.trace.describe("sqril.customer", &customer);
+                self.customer.get_or_init(|| customer);
+                let errand = Errand {
+                    request_id: self.request_id.as_str(),
+                    deadline,
+                    progress: &self.progress,
+                    trace: &self.trace,
+                };
+                match rest.update(&update, &errand).await {
+                    Ok(customer) => Ok(self.succeeded(customer, &update)),
+                    Err(error) => Err(self.failed(&Failure::Upstream(error), Some(&update))),
                 }
             }
         };
@@ -199,17 +289,21 @@ impl Call {
 
     /// Rows 14 and 46: a deadline that passes is told in time, while the task goes on and writes down how it ended; a
     /// task that is gone has panicked.
-    async fn wait(&self, answer: oneshot::Receiver<Answer>, deadline: Moment) -> Answer {
-        let _answered = CloseOnDrop(&self.progress);
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_gone)) => Err(self.failed(&Failure::Panicked, None, false)),
-            Err(_elapsed) => {
-                // From here on nothing is begun, so what is told stays true.
-                self.progress.close();
-                let context = self.context(None);
-                Err(Verdict::new(&Failure::DeadlinePassed, &context).into_status(&context))
-            }
+    async fn wait(&self, mut answer: oneshot::Receiver<Answer>, deadline: Moment) -> Answer {
+        match timeout_at(deadline, &mut answer).await {
+            Ok(Ok(result)) => return result,
+            Ok(Err(_gone)) => return Err(self.panicked()),
+            Err(_elapsed) => {}
+        }
+        // From here on nothing is begun, so what is told stays true.
+        self.progress.close();
+        let context = self.context(None);
+        let verdict = Verdict::new(&Failure::DeadlinePassed, &context);
+        if self.tell(Told::from(&verdict)) {
+            Err(verdict.into_status(&context))
+        } else {
+            // The task was first: its answer is as good as here.
+            answer.await.unwrap_or_else(|_gone| Err(self.panicked()))
         }
     }
 
@@ -217,10 +311,34 @@ impl Call {
         &self,
         customer: UpdatedCustomer,
         update: &CustomerUpdate,
-        caller_gone: bool,
     ) -> Response<UpdateCustomerResponse> {
-        let response = UpdateCustomerResponse::from(customer);
-        self.log(Ok(&response), Some(update), caller_gone);
+        let (response, remarks) = response::written(customer);
+        for (field, remark) in &remarks {
+            let code = response::code(*remark);
+            self.metrics.warned(code.as_str_name(), field.name());
+            if code == WarningCode::CodeUnrecognized {
+                self.metrics.unrecognized(field.name());
+            }
+        }
+        let told = self.tell(Told {
+            code: Code::Ok,
+            reason: None,
+            outcome: Outcome::Applied,
+        });
+        self.end(&End {
+            code: Code::Ok,
+            reason: None,
+            outcome: Outcome::Applied,
+            upstream_status: match self.progress.fate() {
+                Fate::Applied(status) => Some(status),
+                Fate::NotSent | Fate::Rejected | Fate::Unknown => None,
+            },
+            warnings: remarks.len(),
+            cause: None,
+            update: Some(update),
+            caller_gone: !told,
+            refused: false,
+        });
         let mut response = Response::new(response);
         response
             .metadata_mut()
@@ -228,16 +346,31 @@ impl Call {
         response
     }
 
-    fn failed(
-        &self,
-        failure: &Failure,
-        update: Option<&CustomerUpdate>,
-        caller_gone: bool,
-    ) -> Status {
+    fn failed(&self, failure: &Failure, update: Option<&CustomerUpdate>) -> Status {
         let context = self.context(update);
         let verdict = Verdict::new(failure, &context);
-        self.log(Err((failure, &verdict)), update, caller_gone);
+        let told = self.tell(Told::from(&verdict));
+        self.end(&End {
+            code: verdict.code,
+            reason: Some(&verdict.reason),
+            outcome: verdict.outcome,
+            upstream_status: verdict.upstream_status,
+            warnings: 0,
+            cause: match failure {
+                Failure::Upstream(error) => Some(error.chain()),
+                _ => None,
+            },
+            update,
+            caller_gone: !told,
+            refused: matches!(failure, Failure::NotAdmitted(_)),
+        });
         verdict.into_status(&context)
+    }
+
+    /// What the caller of a task that panicked is told; the task has written it down.
+    fn panicked(&self) -> Status {
+        let context = self.context(None);
+        Verdict::new(&Failure::Panicked, &context).into_status(&context)
     }
 
     fn context<'a>(&'a self, update: Option<&'a CustomerUpdate>) -> Context<'a> {
@@ -250,48 +383,113 @@ impl Call {
         }
     }
 
-    /// The one line of the call: names and numbers, no value.
-    fn log(
-        &self,
-        result: Result<&UpdateCustomerResponse, (&Failure, &Verdict)>,
-        update: Option<&CustomerUpdate>,
-        caller_gone: bool,
-    ) {
-        let fields = update
-            .into_iter()
-            .flat_map(CustomerUpdate::changes)
-            .map(|(field, _)| field.name());
-        let failure = result.err().map(|(failure, _)| failure);
-        let verdict = result.err().map(|(_, verdict)| verdict);
+    /// Settles what the caller is told. False if that was settled before.
+    fn tell(&self, told: Told) -> bool {
+        if self.told.set(told).is_err() {
+            return false;
+        }
+        if let Some(reason) = told.reason {
+            self.metrics.told(reason);
+        }
+        self.trace.end(&telemetry::Told {
+            code: code::spelt(told.code),
+            failed: code::is_failure(told.code),
+            reason: told.reason,
+            outcome: told.outcome.name(),
+        });
+        true
+    }
+
+    /// The call is over: one line of names and numbers, without a value; and its update is counted. The code is what the
+    /// caller was told, if it was not there for more; the outcome is the truth.
+    fn end(&self, end: &End<'_>) {
+        if self.method == METHOD {
+            let allowed_by = self.caller.as_ref().and_then(Caller::allowed_by);
+            let otherwise = if end.refused { "nobody" } else { "anybody" };
+            let allowed_by = allowed_by.unwrap_or(otherwise);
+            self.metrics.updated(end.outcome.name(), allowed_by);
+        }
+        let told = self.told.get();
+        let told_before = told.filter(|_| end.caller_gone);
+        let fields = end.update.into_iter().flat_map(CustomerUpdate::changes);
+        let fields = fields.map(|(field, _)| field.name());
         info!(
             request_id = self.request_id.as_str(),
+            trace_id = self.trace.trace_id(),
             caller = self.caller.as_ref().map(Caller::as_str),
             method = self.method,
-            code = ?verdict.map_or(Code::Ok, |verdict| verdict.code),
-            reason = verdict.map(|verdict| verdict.reason.as_str()),
-            outcome = verdict.map_or(Outcome::Applied, |verdict| verdict.outcome).name(),
-            upstream_status = verdict.and_then(|verdict| verdict.upstream_status),
+            code = code::name(told.map_or(end.code, |told| told.code)),
+            reason = told_before.and_then(|told| told.reason).or(end.reason),
+            outcome = end.outcome.name(),
+            upstream_status = end.upstream_status,
             attempts = self.progress.attempts(),
             customer = self.customer.get(),
             fields = fields.collect::<Vec<_>>().join(","),
-            warnings = result.map_or(0, |response| response.warnings.len()),
-            cause = match failure {
-                Some(Failure::Upstream(error)) => Some(error.chain()),
-                Some(_) | None => None,
-            },
-            caller_gone,
-            duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            warnings = end.warnings,
+            cause = end.cause,
+            caller_gone = end.caller_gone,
+            queued_ms = self.admitted.get().map(|waited| milliseconds(*waited)),
+            upstream_ms = milliseconds(self.progress.spent()),
+            duration_ms = milliseconds(self.started.elapsed()),
             "call"
         );
     }
 }
 
-/// Closes a call's progress when its caller is answered, or leaves.
-struct CloseOnDrop<'a>(&'a Progress);
+/// To the microsecond.
+fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
+}
 
-impl Drop for CloseOnDrop<'_> {
+/// A caller that waits for its answer. When this goes, it was answered or has left, so nothing more is begun for it; and a
+/// call that has no task yet to see it through ends here.
+struct Waiting<'a> {
+    call: &'a Call,
+    for_its_task: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(call: &'a Call) -> Self {
+        Waiting {
+            call,
+            for_its_task: false,
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.close();
+        let call = self.call;
+        call.progress.close();
+        let left = Told {
+            code: Code::Cancelled,
+            reason: None,
+            outcome: Outcome::from(call.progress.fate()),
+        };
+        if call.tell(left) && !self.for_its_task {
+            call.end(&End {
+                code: Code::Cancelled,
+                reason: None,
+                outcome: Outcome::NotSent,
+                upstream_status: None,
+                warnings: 0,
+                cause: None,
+                update: None,
+                caller_gone: true,
+                refused: false,
+            });
+        }
+    }
+}
+
+/// Writes down a call whose task panics.
+struct ToldOnPanic<'a>(&'a Call);
+
+impl Drop for ToldOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.failed(&Failure::Panicked, None);
+        }
     }
 }
 
@@ -313,7 +511,7 @@ pub mod fuzzing {
     }
 
     pub fn told(error: rest::Error, update: &CustomerUpdate) -> Told {
-        let request_id = RequestId::of(&tonic::metadata::MetadataMap::new(), std::iter::empty());
+        let request_id = RequestId::of(&MetadataMap::new(), std::iter::empty());
         let update = Some(update);
         let context = Context {
             request_id: &request_id,
@@ -355,9 +553,9 @@ mod tests {
     #[tokio::test]
     async fn row_46_panic() {
         for (sent, outcome) in [(false, "not_sent"), (true, "unknown")] {
-            let request_id =
-                RequestId::of(&tonic::metadata::MetadataMap::new(), std::iter::empty());
-            let call = Arc::new(Call::new(request_id, METHOD, None));
+            let instruments = Instruments::default();
+            let (metadata, values) = (MetadataMap::new(), std::iter::empty());
+            let call = Arc::new(Call::new(&metadata, values, METHOD, None, &instruments));
             assert!(call.progress.begin());
             assert!(!sent || call.progress.send());
             let (caller, answer) = oneshot::channel::<Answer>();

@@ -55,7 +55,10 @@ impl Names {
     pub fn caller(&self) -> Option<Caller> {
         let spiffe = self.spiffe.as_ref().map(SpiffeId::to_string);
         let name = spiffe.or_else(|| self.dns.first().cloned())?;
-        Some(Caller(name.into()))
+        Some(Caller {
+            name: name.into(),
+            allowed_by: None,
+        })
     }
 }
 
@@ -69,14 +72,22 @@ fn dns_name(text: &str) -> Option<String> {
     is_name.then(|| text.to_ascii_lowercase())
 }
 
-/// The name of whoever makes a call, for the log.
+/// Whoever makes a call: the name, for the log, and the pattern by which it may, for metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller(Arc<str>);
+pub struct Caller {
+    name: Arc<str>,
+    allowed_by: Option<Arc<str>>,
+}
 
 impl Caller {
     /// The name.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
+    }
+
+    /// The pattern by which it may call, if it may. These are as many as the configuration names.
+    pub fn allowed_by(&self) -> Option<&str> {
+        self.allowed_by.as_deref()
     }
 }
 
@@ -107,6 +118,15 @@ impl Pattern {
             SpiffeId::new(text).ok().map(Pattern::Spiffe)
         };
         pattern.ok_or(FORM)
+    }
+
+    /// The text that it is read from.
+    fn text(&self) -> String {
+        match self {
+            Pattern::Spiffe(id) => id.to_string(),
+            Pattern::Below(above) => format!("{above}/*"),
+            Pattern::Dns(name) => name.clone(),
+        }
     }
 
     fn matches(&self, names: &Names) -> bool {
@@ -178,10 +198,13 @@ impl Policy {
         };
         let names = names.ok_or(Refusal::NotAuthenticated)?;
         let caller = names.caller();
-        if self.allowed.iter().any(|pattern| pattern.matches(names)) {
-            Ok(caller)
-        } else {
-            Err(Refusal::NotAllowed(caller))
+        let pattern = self.allowed.iter().find(|pattern| pattern.matches(names));
+        match (pattern, caller) {
+            (Some(pattern), Some(caller)) => Ok(Some(Caller {
+                allowed_by: Some(pattern.text().into()),
+                ..caller
+            })),
+            (_, caller) => Err(Refusal::NotAllowed(caller)),
         }
     }
 }
@@ -226,7 +249,9 @@ mod tests {
             ("spiffe://td/*", "https://td/x", false),
         ];
         for (pattern, uri, expected) in cases {
-            let pattern = Pattern::parse(pattern).unwrap();
+            let parsed = Pattern::parse(pattern).unwrap();
+            assert_eq!(parsed.text(), pattern);
+            let pattern = parsed;
             assert_eq!(
                 pattern.matches(&names(&[uri], &[])),
                 expected,

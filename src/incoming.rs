@@ -34,6 +34,7 @@ use tracing::{info, warn};
 use crate::{
     grpc::{Gate, Guarded},
     identity::{Caller, Peer},
+    metrics::{Connection as Became, Metrics, Resource},
     tls::{self, Certificate, Sets},
 };
 
@@ -85,8 +86,11 @@ pub async fn serve(
     tls: Option<Arc<tls::Server>>,
     gate: Gate,
     limits: Limits,
+    metrics: Metrics,
     stop: CancellationToken,
 ) {
+    metrics.limit(Resource::Connections, limits.connections);
+    metrics.limit(Resource::Handshakes, limits.handshakes);
     let connections = TaskTracker::new();
     let permits = Arc::new(Semaphore::new(limits.connections));
     let entrance = Arc::new(Entrance {
@@ -96,6 +100,7 @@ pub async fn serve(
         handshakes: Semaphore::new(limits.handshakes),
         drain: CancellationToken::new(),
         complaints: Mutex::default(),
+        metrics,
     });
     let mut last = 0;
     loop {
@@ -117,12 +122,17 @@ pub async fn serve(
                 let entrance = Arc::clone(&entrance);
                 drop(stream.set_nodelay(true));
                 connections.spawn(async move {
+                    let used = entrance.metrics.using(Resource::Connections);
                     entrance.admit(stream, address).await;
-                    drop(permit);
+                    drop((permit, used));
                 });
             }
-            (Ok(_), Err(_)) => entrance.complain("too many connections: closed one at once"),
+            (Ok(_), Err(_)) => {
+                entrance.metrics.connection(Became::OneTooMany);
+                entrance.complain("too many connections: closed one at once");
+            }
             (Err(error), _) => {
+                entrance.metrics.connection(Became::NotAccepted);
                 entrance.complain(&format!("cannot accept a connection: {error}"));
                 sleep(ACCEPT_PAUSE).await;
             }
@@ -142,6 +152,7 @@ struct Entrance {
     handshakes: Semaphore,
     drain: CancellationToken,
     complaints: Mutex<Complaints>,
+    metrics: Metrics,
 }
 
 impl Entrance {
@@ -166,6 +177,7 @@ impl Entrance {
         // In a box of its own, for a handshake is large and soon over.
         let handshake = Box::pin(async {
             let _turn = self.handshakes.acquire().await;
+            let _used = self.metrics.using(Resource::Handshakes);
             tls.accept(stream).await
         });
         let accepted = tokio::select! {
@@ -182,8 +194,8 @@ impl Entrance {
                 let (read, write) = split(accepted.stream);
                 self.connection(read, write, peer, certificate).await;
             }
-            Ok(Err(error)) => self.complain(&format!("no TLS with {address}: {error}")),
-            Err(_) => self.complain(&format!("no TLS with {address}: took too long")),
+            Ok(Err(error)) => self.no_tls(&format!("no TLS with {address}: {error}")),
+            Err(_) => self.no_tls(&format!("no TLS with {address}: took too long")),
         }
     }
 
@@ -200,7 +212,10 @@ impl Entrance {
             begun = timeout(self.limits.preface, read.read_exact(&mut preface)) => matches!(begun, Ok(Ok(_))),
             () = self.leave() => false,
         };
-        if begun && preface == PREFACE {
+        if !begun || preface != PREFACE {
+            self.metrics.connection(Became::NoHttp2);
+        } else {
+            self.metrics.connection(Became::Begun);
             let service = self.gate.of(peer);
             // In a box of its own, so that a connection that only waits is small.
             Box::pin(speak(read, write, service, certificate, self)).await;
@@ -211,6 +226,11 @@ impl Entrance {
     async fn leave(&self) {
         self.drain.cancelled().await;
         sleep(LINGER).await;
+    }
+
+    fn no_tls(&self, what: &str) {
+        self.metrics.connection(Became::NoTls);
+        self.complain(what);
     }
 
     fn complain(&self, what: &str) {
@@ -279,6 +299,7 @@ async fn until_its_end(
         () = distrusted => {
             let caller = certificate.and_then(|(shown, _)| shown.names.caller());
             let caller = caller.as_ref().map(Caller::as_str);
+            entrance.metrics.connection(Became::Cut);
             info!(caller, "a caller's certificate is no longer trusted: its connection is cut");
             return;
         }

@@ -21,12 +21,14 @@
 //! | [`pb`] | what is generated from the contract |
 //! | [`incoming`], [`tls`], [`identity`], [`admission`] | how callers come in: guarded connections, who calls and who may, a bounded number of calls |
 //! | [`reload`] | what is made from files is made anew when they change |
-//! | [`shutdown`], [`telemetry`], [`metrics`], [`admin`] | how the process leaves, and what is seen of it from outside |
+//! | [`shutdown`] | how the process is told to leave |
+//! | [`metrics`], [`telemetry`], [`admin`] | what is seen from outside: every metric, the log and traces, the admin port |
 //! | [`sandbox`] | the embedded Sqril |
 //!
 //! Arrows point one way: `customer` knows no other room, `rest` knows `customer`, `grpc` knows `customer`, `pb`,
-//! `identity` and the types of `rest`, `incoming` knows `grpc`'s gate; only `app` sees all. tonic is named in `pb`, `grpc` and `app` alone, reqwest in `rest`, rustls in
-//! `tls`.
+//! `identity` and the types of `rest`, `incoming` knows `grpc`'s gate; all may know `metrics` and `telemetry`, which know no
+//! other room; only `app` sees all. tonic is named in `pb`, `grpc` and `app` alone, reqwest in `rest`, rustls in `tls`,
+//! OpenTelemetry in `telemetry`, Prometheus' library in `metrics`.
 //!
 //! # Decisions
 //!
@@ -41,12 +43,15 @@
 //! - **A PUT that was sent is seen through**, even if its caller leaves: dropping it would undo nothing, lose the
 //!   answer, and cost a pooled connection. So each call runs in a task of its own.
 //! - **Readiness follows the process, never Sqril**: an outage there must not take every replica out of a mesh.
-//! - **No value that identifies a person, and no secret, in a log or an error.** Such texts are
+//! - **No value that identifies a person, and no secret, in a log, a metric, a span or an error.** Such texts are
 //!   [`customer::Private`], which shows nothing of itself; what Sqril says is searched for the caller's values first.
 //! - **Who may not call sees nothing.** One gate stands before every method; once callers are asked who they are, whoever
 //!   is not named may not call. Certificates are judged at the handshake, and again when what they are judged by changes.
 //! - **What is told and what is sent never contradict each other.** Once a caller is answered, or has left, no further PUT is
 //!   begun ([`rest::Progress`]); and a second attempt follows only a first that was certainly not applied.
+//! - **Watching costs calls nothing.** Counters are atomics; lines and spans are handed to threads of their own by queues that
+//!   lose rather than wait, and say how much. Labels are names of fixed lists, so nothing a peer says makes a series. Spans are
+//!   made by hand, so that nothing gets into one that was not put there by name.
 //! - **Decisions are pure**: when to repeat, when to open the breaker, how long a call has. Clocks and dice are passed in.
 //! - **The listener is our own**: a loop over hyper, for it needs jittered connection ages, limits for the handshake and the
 //!   preface, certificates that change, and an end that no client can hold up.

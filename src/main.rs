@@ -5,7 +5,7 @@
     reason = "what a command answers, and why it cannot"
 )]
 
-use std::{env, error::Error, process::ExitCode};
+use std::{env, error::Error, process::ExitCode, time::Duration};
 
 use clap::error::ErrorKind;
 use rustix::process::{Resource, Rlimit};
@@ -13,12 +13,16 @@ use sqril_grpc::{
     app::App,
     config::{Cli, Command, Faults, HealthArgs, SandboxArgs, ServeArgs},
     grpc::health,
+    metrics::Metrics,
     sandbox::Sandbox,
     shutdown::Signals,
-    telemetry,
+    telemetry::{self, Instruments, Tracer},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::spawn_blocking};
 use tracing::info;
+
+/// How long the last spans may take to be sent when the process leaves.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// The configuration cannot be used (`EX_USAGE` of sysexits.h).
 const BAD_CONFIGURATION: u8 = 64;
@@ -76,15 +80,25 @@ async fn serve(args: ServeArgs) -> Result<(), Box<dyn Error>> {
         print!("{effective}");
         return Ok(());
     }
-    telemetry::init(config.log_format);
+    let metrics = Metrics::default();
+    let log = telemetry::init(config.log_format, config.log_buffer, &metrics);
+    tokio::spawn(log.tell_of_losses(metrics.clone()));
     raise_open_files();
     let signals = Signals::listen()?;
-    App::build(config).await?.run(signals).await
+    let tracer = Tracer::new(config.traces, config.propagate_trace, &metrics)?;
+    let instruments = Instruments {
+        metrics,
+        tracer: tracer.clone(),
+    };
+    let ended = App::build(config, instruments).await?.run(signals).await;
+    spawn_blocking(move || tracer.shutdown(LAST_SPANS)).await?;
+    ended
 }
 
 async fn sandbox(args: SandboxArgs) -> Result<(), Box<dyn Error>> {
     let config = args.check()?;
-    telemetry::init(config.log_format);
+    let log_buffer = 1024;
+    let _log = telemetry::init(config.log_format, log_buffer, &Metrics::default());
     let mut signals = Signals::listen()?;
     let sandbox = Sandbox::new(TcpListener::bind(config.listen).await?);
     info!(http = %sandbox.address()?, "serving");

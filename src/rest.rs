@@ -30,7 +30,7 @@ use reqwest::{
     },
 };
 use tokio::{
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, Semaphore, SemaphorePermit, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tower::retry::budget::{Budget, TpsBudget};
@@ -49,11 +49,37 @@ pub use self::{
     retry::unasked,
     settings::{Authorities, Proxy, Settings},
 };
-use crate::customer::{CustomerUpdate, Field, Remark, UpdatedCustomer};
+use crate::{
+    customer::{CustomerUpdate, Field, Remark, UpdatedCustomer},
+    metrics::{Metrics, Resource, Used},
+    telemetry::{Target, Trace},
+};
 
 /// What Sqril's access log and ours have in common.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The one call of Sqril's API, and the one member of its query.
+const PATH: &str = "/updateCustomer";
+const ID: &str = "customer_id";
+
+/// What may come of a PUT, as far as it is worth to be seen before it does.
+const EXPECTED: [(Option<u16>, &str); 14] = [
+    (Some(200), "ok"),
+    (Some(400), "refused"),
+    (Some(401), "refused"),
+    (Some(404), "refused"),
+    (Some(429), "refused"),
+    (Some(500), "refused"),
+    (Some(502), "refused"),
+    (Some(503), "refused"),
+    (Some(504), "refused"),
+    (None, "unreachable"),
+    (None, "tls_failed"),
+    (None, "not_taken"),
+    (None, "lost"),
+    (None, "timed_out"),
+];
 
 /// What may stand for itself in a query: RFC 3986's unreserved characters. A blank becomes `%20`, never `+`.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
@@ -61,6 +87,18 @@ const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
+
+/// What a call gives its PUTs to go with.
+pub struct Errand<'a> {
+    /// The call's name in logs and upstream.
+    pub request_id: &'a str,
+    /// When its caller must be answered.
+    pub deadline: Instant,
+    /// How far it has come.
+    pub progress: &'a Arc<Progress>,
+    /// Its place in its trace.
+    pub trace: &'a Trace,
+}
 
 /// The one client of Sqril: a pool of connections, and the headers that never change.
 pub struct Client {
@@ -72,6 +110,8 @@ pub struct Client {
     breaker: Breaker,
     quota: QuotaGate,
     budget: Option<TpsBudget>,
+    metrics: Metrics,
+    target: Target,
     /// What an attempt usually takes, in microseconds.
     usual: AtomicU64,
     settings: Settings,
@@ -85,17 +125,22 @@ impl Client {
     ///
     /// # Errors
     /// When the system's certificates cannot be loaded, or the proxy's URL is of no use.
-    pub fn new(settings: Settings, credentials: &Credentials) -> Result<Self, BuildError> {
+    pub fn new(
+        settings: Settings,
+        credentials: &Credentials,
+        metrics: Metrics,
+    ) -> Result<Self, BuildError> {
         let mut endpoint = settings.base_url.clone();
-        endpoint.set_path(&format!(
-            "{}/updateCustomer",
-            endpoint.path().trim_end_matches('/')
-        ));
+        let base = endpoint.path().trim_end_matches('/');
+        endpoint.set_path(&format!("{base}{PATH}"));
 
+        metrics.limit(Resource::UpstreamRequests, settings.max_connections);
+        metrics.expect_upstream(EXPECTED, retry::REASONS);
         let budget = (settings.retry_budget > 0.0)
             .then(|| TpsBudget::new(BUDGET_WINDOW, 1, settings.retry_budget));
         Ok(Client {
-            http: ArcSwap::from_pointee(settings.http()?),
+            http: ArcSwap::from_pointee(settings.http(&metrics)?),
+            target: Target::new("PUT", &endpoint, ID, PATH),
             endpoint,
             authorization: ArcSwap::from_pointee(Authorization::new(credentials)),
             rejected: Arc::default(),
@@ -103,6 +148,7 @@ impl Client {
             breaker: Breaker::new(settings.breaker),
             quota: QuotaGate::default(),
             budget,
+            metrics,
             usual: AtomicU64::new(0),
             settings,
         })
@@ -123,7 +169,7 @@ impl Client {
             authorities: Some(authorities),
             ..self.settings.clone()
         };
-        self.http.store(Arc::new(settings.http()?));
+        self.http.store(Arc::new(settings.http(&self.metrics)?));
         Ok(())
     }
 
@@ -142,40 +188,45 @@ impl Client {
     pub async fn update(
         &self,
         update: &CustomerUpdate,
-        request_id: &str,
-        deadline: Instant,
-        progress: &Arc<Progress>,
+        errand: &Errand<'_>,
     ) -> Result<UpdatedCustomer, Error> {
         self.budget.as_ref().inspect(|budget| budget.deposit());
-        let first = match self.attempt(update, request_id, progress).await {
+        let first = match self.attempt(update, errand).await {
             Ok(customer) => return Ok(customer),
             Err(error) => error,
         };
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = errand.deadline.saturating_duration_since(Instant::now());
         let usual = Duration::from_micros(self.usual.load(Ordering::Relaxed));
-        let wait = retry::wait(&first, progress.attempts(), left, usual, fastrand::f64());
-        let Some(wait) = wait.filter(|_| self.budget.as_ref().is_some_and(Budget::withdraw)) else {
+        let attempts = errand.progress.attempts();
+        let Some(wait) = retry::wait(&first, attempts, left, usual, fastrand::f64()) else {
             return Err(first);
         };
+        if !self.budget.as_ref().is_some_and(Budget::withdraw) {
+            self.metrics.retry_budget_exhausted();
+            return Err(first);
+        }
         match first {
-            Error::Answered(_) => progress.rejected(),
-            _ => progress.not_sent(),
+            Error::Answered(_) => errand.progress.rejected(),
+            _ => errand.progress.not_sent(),
         }
         sleep(wait).await;
-        match self.attempt(update, request_id, progress).await {
+        let second = self.attempt(update, errand).await;
+        match second {
             // Nothing was sent again, so what is known is what the first attempt showed.
             Err(Error::CircuitOpen(_) | Error::QuotaUsed(_) | Error::Abandoned) => Err(first),
-            second => second,
+            second => {
+                self.metrics.retried(retry::reason(&first));
+                second
+            }
         }
     }
 
     async fn attempt(
         &self,
         update: &CustomerUpdate,
-        request_id: &str,
-        progress: &Arc<Progress>,
+        errand: &Errand<'_>,
     ) -> Result<UpdatedCustomer, Error> {
-        let _connection = self.connections.acquire().await;
+        let _connection = self.connection().await;
         let leave = self
             .breaker
             .admit(Instant::now())
@@ -183,32 +234,66 @@ impl Client {
         if let Some(left) = self.quota.left(Instant::now()) {
             return Err(Error::QuotaUsed(left));
         }
-        if !progress.begin() {
+        if !errand.progress.begin() {
             return Err(Error::Abandoned);
         }
+        let span = errand
+            .trace
+            .attempt(&self.target, errand.progress.attempts());
         let authorization = self.authorization.load_full();
-        let started = Instant::now();
-        let mut result = self.put(update, request_id, progress, &authorization).await;
+        let (started, end) = (
+            Instant::now(),
+            Instant::now() + self.settings.attempt_timeout,
+        );
+        let request = self.request(update, errand, &authorization, span.header());
+        let (status, mut result) = match self.send(request, end, errand.progress).await {
+            Ok(response) => {
+                let status = response.status().as_u16();
+                let read = self.read(response, end, update, errand.progress, &authorization);
+                (Some(status), read.await)
+            }
+            Err(error) => (None, Err(error)),
+        };
         let now = Instant::now();
+        let took = now - started;
+        errand.progress.spend(took);
+        let came = result.as_ref().map_or_else(Error::name, |_| "ok");
+        span.end(status, result.is_err().then_some(came));
+        let exemplar = || Some(errand.trace.exemplar(errand.request_id));
+        self.metrics.upstream_answered(status, came, took, exemplar);
         let sign = result.as_ref().map_or_else(Error::sign, |_| Sign::Alive);
         leave.record(sign, now, fastrand::f64());
         if sign == Sign::Alive {
-            self.observe(now - started);
+            self.observe(took);
         }
-        if let Err(Error::Answered(Answer {
-            status: 429,
-            retry_after: Some(wait),
-            ..
-        })) = &result
-        {
-            self.quota.pause(now, *wait);
-        }
-        if let Err(Error::Answered(answer @ Answer { status: 401, .. })) = &mut result {
-            answer.credentials_changed =
-                !Arc::ptr_eq(&authorization, &self.authorization.load_full());
-            self.rejected.notify_one();
+        if let Err(Error::Answered(answer)) = &mut result {
+            self.heed(answer, now, &authorization);
         }
         result
+    }
+
+    /// Waits for one of the connections.
+    async fn connection(&self) -> (Option<SemaphorePermit<'_>>, Used) {
+        let permit = match self.connections.try_acquire() {
+            Ok(permit) => Some(permit),
+            Err(_) => {
+                let _waiting = self.metrics.using(Resource::UpstreamQueue);
+                self.connections.acquire().await.ok()
+            }
+        };
+        (permit, self.metrics.using(Resource::UpstreamRequests))
+    }
+
+    /// Does what an answer asks for beyond its call: keeps a pause, looks for other credentials.
+    fn heed(&self, answer: &mut Answer, now: Instant, used: &Arc<Authorization>) {
+        if let (429, Some(wait)) = (answer.status, answer.retry_after) {
+            self.quota.pause(now, wait);
+            self.metrics.quota_pause(SystemTime::now() + wait);
+        }
+        if answer.status == 401 {
+            answer.credentials_changed = !Arc::ptr_eq(used, &self.authorization.load_full());
+            self.rejected.notify_one();
+        }
     }
 
     /// Learns what an attempt usually takes: a moving average over some eight attempts.
@@ -219,25 +304,33 @@ impl Client {
             .store(usual - usual / 8 + took / 8, Ordering::Relaxed);
     }
 
-    /// One PUT, from its start to the last byte of its answer.
-    async fn put(
+    /// Sends a PUT and waits for the head of its answer.
+    async fn send(
         &self,
+        request: Request,
+        end: Instant,
+        progress: &Progress,
+    ) -> Result<Response, Error> {
+        let http = self.http.load_full();
+        match timeout_at(end, http.execute(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(_)) if progress.is_closed() && progress.fate() != Fate::Unknown => {
+                Err(Error::Abandoned)
+            }
+            Ok(Err(error)) => Err(Error::of(error, progress.fate() == Fate::Unknown)),
+            Err(_) => Err(Error::TimedOut { begun: None }),
+        }
+    }
+
+    /// Reads an answer to its last byte.
+    async fn read(
+        &self,
+        response: Response,
+        end: Instant,
         update: &CustomerUpdate,
-        request_id: &str,
-        progress: &Arc<Progress>,
+        progress: &Progress,
         authorization: &Authorization,
     ) -> Result<UpdatedCustomer, Error> {
-        let end = Instant::now() + self.settings.attempt_timeout;
-        let request = self.request(update, request_id, progress, authorization);
-        let http = self.http.load_full();
-        let response = match timeout_at(end, http.execute(request)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(_)) if progress.is_closed() && progress.fate() != Fate::Unknown => {
-                return Err(Error::Abandoned);
-            }
-            Ok(Err(error)) => return Err(Error::of(error, progress.fate() == Fate::Unknown)),
-            Err(_) => return Err(Error::TimedOut { begun: None }),
-        };
         match response.status().as_u16() {
             status @ (200 | 201) => self.applied(response, status, end, update, progress).await,
             status => {
@@ -250,13 +343,13 @@ impl Client {
     fn request(
         &self,
         update: &CustomerUpdate,
-        request_id: &str,
-        progress: &Arc<Progress>,
+        errand: &Errand<'_>,
         authorization: &Authorization,
+        trace: Option<(&'static str, HeaderValue)>,
     ) -> Request {
         let mut url = self.endpoint.clone();
         let id = utf8_percent_encode(update.customer_id().expose(), QUERY_VALUE);
-        url.set_query(Some(&format!("customer_id={id}")));
+        url.set_query(Some(&format!("{ID}={id}")));
 
         let mut request = Request::new(Method::PUT, url);
         let headers = request.headers_mut();
@@ -264,11 +357,14 @@ impl Client {
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(ACCEPT, JSON);
         headers.extend(
-            HeaderValue::from_str(request_id)
+            HeaderValue::from_str(errand.request_id)
                 .ok()
                 .map(|id| (REQUEST_ID, id)),
         );
-        let body = Update::new(wire::body(update), Arc::clone(progress));
+        if let Some((name, value)) = trace {
+            headers.insert(name, value);
+        }
+        let body = Update::new(wire::body(update), Arc::clone(errand.progress));
         *request.body_mut() = Some(Body::wrap(body));
         request
     }
@@ -280,7 +376,7 @@ impl Client {
         status: u16,
         end: Instant,
         update: &CustomerUpdate,
-        progress: &Arc<Progress>,
+        progress: &Progress,
     ) -> Result<UpdatedCustomer, Error> {
         let json = is_json(response.headers());
         if json {
@@ -302,7 +398,10 @@ impl Client {
         };
         match wire::profile(&body, update) {
             // An unlabelled object counts as Sqril's only if it names the customer.
-            Ok(customer) if json || !is_anonymous(&customer) => Ok(customer),
+            Ok(customer) if json || !is_anonymous(&customer) => {
+                progress.applied(status);
+                Ok(customer)
+            }
             Ok(_) | Err(wire::Unusable::NotAnObject) => Err(unusable),
             Err(wire::Unusable::OtherCustomer) => Err(Error::OtherCustomer { status }),
         }

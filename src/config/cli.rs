@@ -213,6 +213,12 @@ pub struct ServeArgs {
     /// Form of the log on standard error: json or text.
     #[arg(long, value_name = "FORM", default_value = "json")]
     pub(super) log_format: String,
+    /// Most lines of the log that wait to be written; further ones are lost, and counted.
+    #[arg(long, value_name = "NUMBER", default_value = "8192")]
+    pub(super) log_buffer: String,
+    /// Tell Sqril which trace an update belongs to, in the header `traceparent`.
+    #[arg(long, value_name = "BOOL")]
+    pub(super) propagate_trace: String,
     /// Print the effective configuration, secrets hidden, and leave: exit code 0, or 64 with all its faults.
     #[arg(long, value_name = "BOOL")]
     pub(super) check_config: String,

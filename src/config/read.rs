@@ -37,6 +37,11 @@ impl Faults {
             .push(format!("--{flag} ({}): {what}", variable(flag)));
     }
 
+    /// Something is wrong with a variable that has no flag.
+    pub(super) fn add_variable(&mut self, variable: &str, what: &str) {
+        self.0.push(format!("{variable}: {what}"));
+    }
+
     /// Gives what is made of files, if nothing is wrong with them.
     pub(super) fn take<T>(&mut self, made: Result<T, Vec<Fault>>) -> Option<T> {
         let found = made.map_err(|found| {

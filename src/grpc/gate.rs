@@ -2,43 +2,61 @@
 
 use std::{
     convert::Infallible,
-    future::{Ready, ready},
+    future::ready,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use futures_util::future::Either;
 use hyper::{HeaderMap, Request, Response, body::Incoming};
 use tonic::{
     body::Body, codegen::Service as Tower, metadata::MetadataMap, server::NamedService,
     service::Routes,
 };
 
-use super::{Call, Facade, RequestId, Service, health, status::Failure};
-use crate::identity::{Caller, Evidence, Peer, Policy, Refusal};
+use super::{
+    Call, Facade, Service, health,
+    meter::{Mark, Meters},
+    status::Failure,
+};
+use crate::{
+    identity::{Caller, Evidence, Peer, Policy, Refusal},
+    telemetry::Instruments,
+};
 
 /// Everything that is served, behind the policy of who may call.
 #[derive(Clone)]
 pub struct Gate {
     routes: Routes,
-    policy: Arc<Policy>,
+    keeper: Arc<Keeper>,
+}
+
+/// What is the same for every connection.
+struct Keeper {
+    policy: Policy,
+    meters: Meters,
+    instruments: Instruments,
 }
 
 impl Gate {
     /// Guards these services.
-    pub fn new(routes: Routes, policy: Policy) -> Self {
+    pub fn new(routes: Routes, policy: Policy, instruments: Instruments) -> Self {
         Gate {
             routes: routes.prepare(),
-            policy: Arc::new(policy),
+            keeper: Arc::new(Keeper {
+                policy,
+                meters: Meters::new(&instruments.metrics),
+                instruments,
+            }),
         }
     }
 
     /// The gate as it is for one connection.
     pub fn of(&self, peer: Peer) -> Guarded {
-        let by_connection = match &self.policy.evidence {
+        let by_connection = match &self.keeper.policy.evidence {
             Evidence::Header(_) => None,
             Evidence::None | Evidence::Certificate => {
-                Some(self.policy.admit(&peer, &HeaderMap::new()))
+                Some(self.keeper.policy.admit(&peer, &HeaderMap::new()))
             }
         };
         Guarded {
@@ -47,10 +65,39 @@ impl Gate {
             by_connection,
         }
     }
+}
 
-    /// Whether a request needs no permission.
-    fn is_open(&self, path: &str) -> bool {
-        self.policy.open_health && service_of(path) == health::SERVICE
+impl Keeper {
+    /// Whether a service needs no permission.
+    fn is_open(&self, service: &str) -> bool {
+        self.policy.open_health && service == health::SERVICE
+    }
+
+    /// Tells a caller, in the form of every other failure, that it may not call; and writes it down.
+    fn refused(&self, refusal: Refusal, request: Request<Incoming>, mark: &Mark) -> Response<Body> {
+        let (service, _) = names_in(request.uri().path());
+        // What is asked for is the caller's own text, so only what is served is named.
+        let method = match service {
+            <Service<Facade> as NamedService>::NAME => super::METHOD,
+            _ => "other",
+        };
+        let (head, _) = request.into_parts();
+        let metadata = MetadataMap::from_headers(head.headers);
+        let caller = match &refusal {
+            Refusal::NotAuthenticated => None,
+            Refusal::NotAllowed(caller) => caller.clone(),
+        };
+        let call = Call::new(
+            &metadata,
+            std::iter::empty(),
+            method,
+            caller,
+            &self.instruments,
+        );
+        let call = Arc::new(call);
+        mark.set(&call);
+        call.failed(&Failure::NotAdmitted(refusal), None)
+            .into_http()
     }
 }
 
@@ -66,53 +113,41 @@ pub struct Guarded {
 impl Tower<Request<Incoming>> for Guarded {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<
-        <Routes as Tower<Request<Incoming>>>::Future,
-        Ready<Result<Response<Body>, Infallible>>,
-    >;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Tower::<Request<Incoming>>::poll_ready(&mut self.gate.routes, cx)
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        let keeper = &self.gate.keeper;
+        let (service, method) = names_in(request.uri().path());
+        let mut running = keeper.meters.started(service, method);
         let admitted = match &self.by_connection {
-            _ if self.gate.is_open(request.uri().path()) => Ok(None),
+            _ if keeper.is_open(service) => Ok(None),
             Some(decided) => decided.clone(),
-            None => self.gate.policy.admit(&self.peer, request.headers()),
+            None => keeper.policy.admit(&self.peer, request.headers()),
         };
         match admitted {
             Ok(caller) => {
-                if let Some(caller) = caller {
-                    request.extensions_mut().insert(caller);
+                if let Some(caller) = &caller {
+                    request.extensions_mut().insert(caller.clone());
                 }
-                Either::Left(self.gate.routes.call(request))
+                running.caller = caller;
+                request.extensions_mut().insert(running.mark().clone());
+                let response = self.gate.routes.call(request);
+                Box::pin(async move { response.await.map(|response| running.with(response)) })
             }
-            Err(refusal) => Either::Right(ready(Ok(refused(refusal, request)))),
+            Err(refusal) => {
+                let response = keeper.refused(refusal, request, running.mark());
+                Box::pin(ready(Ok(running.with(response))))
+            }
         }
     }
 }
 
-/// Tells a caller, in the form of every other failure, that it may not call; and writes it down.
-fn refused(refusal: Refusal, request: Request<Incoming>) -> Response<Body> {
-    let (head, _) = request.into_parts();
-    let metadata = MetadataMap::from_headers(head.headers);
-    let caller = match &refusal {
-        Refusal::NotAuthenticated => None,
-        Refusal::NotAllowed(caller) => caller.clone(),
-    };
-    // What is asked for is the caller's own text, so only what is served is named.
-    let method = match service_of(head.uri.path()) {
-        <Service<Facade> as NamedService>::NAME => super::METHOD,
-        _ => "other",
-    };
-    let call = Call::new(RequestId::of(&metadata, std::iter::empty()), method, caller);
-    call.failed(&Failure::NotAdmitted(refusal), None, false)
-        .into_http()
-}
-
-/// The service in a path: `/package.Service/Method` (gRPC over HTTP/2, "Requests").
-fn service_of(path: &str) -> &str {
+/// The service and the method in a path: `/package.Service/Method` (gRPC over HTTP/2, "Requests").
+fn names_in(path: &str) -> (&str, &str) {
     let path = path.strip_prefix('/').unwrap_or(path);
-    path.split_once('/').map_or("", |(service, _)| service)
+    path.split_once('/').unwrap_or(("", path))
 }

@@ -35,6 +35,7 @@ use tonic_health::{
 use tracing::info;
 
 use super::{Facade, MAX_MESSAGE_BYTES, Service};
+use crate::metrics::Metrics;
 
 /// The names under which health is told: the process, the service, and what is seen of Sqril. The first two are
 /// readiness; nothing routes on the last.
@@ -49,16 +50,20 @@ pub(super) const SERVICE: &str = <HealthServer<ByProtocol> as NamedService>::NAM
 pub struct Readiness {
     reporter: HealthReporter,
     serving: Arc<AtomicBool>,
+    leaving: Arc<AtomicBool>,
     ended: CancellationToken,
+    metrics: Metrics,
 }
 
 impl Readiness {
     /// Not ready yet.
-    pub async fn new() -> Self {
+    pub async fn new(metrics: Metrics) -> Self {
         let readiness = Readiness {
             reporter: HealthReporter::new(),
             serving: Arc::default(),
+            leaving: Arc::default(),
             ended: CancellationToken::new(),
+            metrics,
         };
         readiness.set(ServingStatus::NotServing).await;
         readiness
@@ -81,6 +86,8 @@ impl Readiness {
 
     /// No more calls, please.
     pub async fn not_serving(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        self.metrics.draining();
         self.set(ServingStatus::NotServing).await;
     }
 
@@ -94,13 +101,21 @@ impl Readiness {
                 ServingStatus::NotServing
             };
             self.reporter.set_service_status(UPSTREAM, status).await;
-            info!(closed, "circuit breaker");
+            self.metrics.breaker(!closed);
+            let state = if closed { "closed" } else { "open" };
+            info!(state, "circuit breaker");
         }
     }
 
-    /// Whether calls are welcome.
-    pub fn is_serving(&self) -> bool {
-        self.serving.load(Ordering::Relaxed)
+    /// Why calls are not welcome; `None` if they are.
+    pub fn why_not(&self) -> Option<&'static str> {
+        if self.serving.load(Ordering::Relaxed) {
+            None
+        } else if self.leaving.load(Ordering::Relaxed) {
+            Some("draining")
+        } else {
+            Some("starting")
+        }
     }
 
     /// Ends every open Watch: each would hold its connection, and with it the process.
@@ -109,8 +124,9 @@ impl Readiness {
     }
 
     async fn set(&self, status: ServingStatus) {
-        self.serving
-            .store(status == ServingStatus::Serving, Ordering::Relaxed);
+        let serving = status == ServingStatus::Serving;
+        self.serving.store(serving, Ordering::Relaxed);
+        self.metrics.ready(serving);
         for name in NAMES {
             self.reporter.set_service_status(name, status).await;
         }

@@ -1,10 +1,15 @@
 //! Server reflection, v1 and v1alpha: older grpcurls know only the latter. Beside our own contract it knows health,
 //! and the messages that errors carry, so that tools can show them.
 
+use tonic::server::NamedService;
 use tonic_reflection::server::{Builder, Error, v1, v1alpha};
 
 use super::MAX_MESSAGE_BYTES;
 use crate::pb;
+
+/// Their full names.
+pub(super) const V1: &str = <v1::ServerReflectionServer<()> as NamedService>::NAME;
+pub(super) const V1ALPHA: &str = <v1alpha::ServerReflectionServer<()> as NamedService>::NAME;
 
 /// The two reflection services.
 ///

@@ -21,6 +21,7 @@ use tonic::{
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 pub use self::reason::Reason;
+pub(super) use self::reason::{ANNOUNCED, OTHER};
 use self::{reason::Reason as Why, redact::Redactor};
 use super::RequestId;
 use crate::{
@@ -75,6 +76,14 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
+    /// Every outcome.
+    pub(super) const ALL: [Outcome; 4] = [
+        Outcome::NotSent,
+        Outcome::Rejected,
+        Outcome::Unknown,
+        Outcome::Applied,
+    ];
+
     /// The value of `upstream_outcome`.
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -82,6 +91,17 @@ impl Outcome {
             Outcome::Rejected => "rejected",
             Outcome::Unknown => "unknown",
             Outcome::Applied => "applied",
+        }
+    }
+}
+
+impl From<Fate> for Outcome {
+    fn from(fate: Fate) -> Self {
+        match fate {
+            Fate::NotSent => Outcome::NotSent,
+            Fate::Rejected => Outcome::Rejected,
+            Fate::Unknown => Outcome::Unknown,
+            Fate::Applied(_) => Outcome::Applied,
         }
     }
 }
@@ -106,6 +126,8 @@ pub(super) struct Verdict {
     pub(super) code: Code,
     /// The reason of `ErrorInfo`.
     pub(super) reason: String,
+    /// The reason as one of a fixed list, for metrics.
+    pub(super) label: &'static str,
     /// What became of the update.
     pub(super) outcome: Outcome,
     /// The HTTP status of the upstream's answer.
@@ -126,14 +148,9 @@ impl Verdict {
         use Code::{DataLoss, DeadlineExceeded, Internal, PermissionDenied, ResourceExhausted};
         use Code::{Unauthenticated, Unavailable};
         use Failure::Upstream;
-        use Outcome::{Applied, NotSent, Rejected, Unknown};
+        use Outcome::{Applied, NotSent, Unknown};
 
-        let known = match context.fate {
-            Fate::NotSent => NotSent,
-            Fate::Rejected => Rejected,
-            Fate::Unknown => Unknown,
-            Fate::Applied(_) => Applied,
-        };
+        let known = Outcome::from(context.fate);
         let mut verdict = match failure {
             Failure::Invalid(violations) => invalid(violations),
             Failure::NotAdmitted(identity::Refusal::NotAuthenticated) => {
@@ -280,6 +297,7 @@ impl Verdict {
         if !repeats {
             self.upstream_error_code = Some(code);
             if let Some(reason) = reason {
+                self.label = reason::announced(&reason);
                 self.reason = reason;
                 self.domain = SQRIL;
             }
@@ -303,6 +321,7 @@ fn ours(code: Code, reason: Why, outcome: Outcome) -> Verdict {
     Verdict {
         code,
         reason: reason.name().to_owned(),
+        label: reason.name(),
         outcome,
         message: reason.sentence(),
         domain: OURS,
@@ -344,9 +363,10 @@ fn answered(answer: &Answer, context: &Context<'_>) -> Verdict {
     };
     // Our own reason whoever speaks, with Sqril's words beside it.
     let always = |code, why: Why, outcome| {
-        let reason = why.name().to_owned();
+        let (reason, label) = (why.name().to_owned(), why.name());
         Verdict {
             reason,
+            label,
             domain: OURS,
             ..sqrils(code, why, outcome)
         }

@@ -95,6 +95,23 @@ impl Error {
         }
     }
 
+    /// What came of a PUT, in a word for metrics and traces.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Error::CircuitOpen(_) | Error::QuotaUsed(_) | Error::Abandoned => "abandoned",
+            Error::Unreachable(_) => "unreachable",
+            Error::Tls(_) => "tls_failed",
+            Error::ProxyRefused(_) => "proxy_refused",
+            Error::NotTaken(_) => "not_taken",
+            Error::Lost(_) => "lost",
+            Error::TimedOut { .. } => "timed_out",
+            Error::Unreadable { .. } => "unreadable",
+            Error::Foreign { .. } => "foreign",
+            Error::OtherCustomer { .. } => "other_customer",
+            Error::Answered(_) => "refused",
+        }
+    }
+
     /// The status of the upstream's answer, if one came.
     pub fn status(&self) -> Option<u16> {
         match self {

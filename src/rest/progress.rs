@@ -5,9 +5,10 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
@@ -31,7 +32,11 @@ pub enum Fate {
 /// One number holds it all, so that no step can fall between two others: the fate in the low 16 bits, the count of
 /// attempts above, and the highest bit when the caller is answered.
 #[derive(Debug, Default)]
-pub struct Progress(AtomicU32);
+pub struct Progress {
+    state: AtomicU32,
+    /// The microseconds that PUTs took.
+    spent: AtomicU64,
+}
 
 const FATE: u32 = 0xffff;
 const NOT_SENT: u32 = 0;
@@ -56,9 +61,20 @@ impl Progress {
         }
     }
 
+    /// How long PUTs took, all in all.
+    pub fn spent(&self) -> Duration {
+        Duration::from_micros(self.spent.load(Ordering::Relaxed))
+    }
+
+    /// A PUT took so long.
+    pub(super) fn spend(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.spent.fetch_add(took, Ordering::Relaxed);
+    }
+
     /// The caller is being answered, or has left: what was sent is seen through, nothing more is sent.
     pub fn close(&self) {
-        self.0.fetch_or(ANSWERED, Ordering::AcqRel);
+        self.state.fetch_or(ANSWERED, Ordering::AcqRel);
     }
 
     /// Whether the caller was answered, or has left.
@@ -92,19 +108,19 @@ impl Progress {
     }
 
     fn load(&self) -> u32 {
-        self.0.load(Ordering::Acquire)
+        self.state.load(Ordering::Acquire)
     }
 
     fn learn(&self, fate: u32) {
         let learnt = |now| Some(now & !FATE | fate);
         let _ = self
-            .0
+            .state
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, learnt);
     }
 
     fn unless_answered(&self, next: impl Fn(u32) -> u32) -> bool {
         let next = |now| (now & ANSWERED == 0).then(|| next(now));
-        self.0
+        self.state
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
             .is_ok()
     }

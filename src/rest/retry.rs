@@ -76,6 +76,29 @@ pub(super) fn wait(
     (attempts < MAX_ATTEMPTS && wait <= MAX_WAIT && wait + usual < left).then_some(wait)
 }
 
+/// Every reason of a second attempt.
+pub(super) const REASONS: [&str; 7] = [
+    "unreachable",
+    "not_taken",
+    "401",
+    "408",
+    "425",
+    "429",
+    "503",
+];
+
+/// Why a second attempt follows this.
+pub(super) fn reason(first: &Error) -> &'static str {
+    match first.status() {
+        Some(401) => "401",
+        Some(408) => "408",
+        Some(425) => "425",
+        Some(429) => "429",
+        Some(503) => "503",
+        Some(_) | None => first.name(),
+    }
+}
+
 /// What a caller should wait where the upstream does not say: 1 to 1.5 seconds, so that callers do not come back as one.
 pub fn unasked(dice: f64) -> Duration {
     Duration::from_secs_f64(1.0 + dice / 2.0)

@@ -1,10 +1,15 @@
 //! How Sqril is reached: the settings of the REST edge, and the pool of connections that is built by them.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
+use tower::util::MapFutureLayer;
 use url::Url;
 
 use super::BuildError;
+use crate::metrics::Metrics;
 
 const USER_AGENT: &str = concat!("sqril-grpc/", env!("CARGO_PKG_VERSION"));
 
@@ -81,14 +86,25 @@ impl Authorities {
 }
 
 impl Settings {
-    /// A pool of connections, none of them open.
-    pub(super) fn http(&self) -> Result<reqwest::Client, BuildError> {
+    /// A pool of connections, none of them open; each that is opened is counted.
+    pub(super) fn http(&self, metrics: &Metrics) -> Result<reqwest::Client, BuildError> {
+        let metrics = metrics.clone();
+        let counted = MapFutureLayer::new(move |opening| {
+            let metrics = metrics.clone();
+            async move {
+                let started = Instant::now();
+                let opened = opening.await;
+                metrics.upstream_connected(Result::is_ok(&opened), started.elapsed());
+                opened
+            }
+        });
         let plaintext = self.base_url.scheme() == "http";
         let http = reqwest::Client::builder()
             .user_agent(USER_AGENT)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .retry(reqwest::retry::never())
+            .connector_layer(counted)
             .connect_timeout(self.connect_timeout)
             .pool_idle_timeout(self.pool_idle_timeout)
             .tls_version_min(reqwest::tls::Version::TLS_1_2)

@@ -19,6 +19,7 @@ use tonic_reflection::pb::v1::{
 
 use crate::{
     certificates::{Authority, Issued, SHOP, Subject, Tls},
+    measured::Scrape,
     support::{Facade, PATIENCE, Told, Upstream, a_profile, an_update, program, with},
 };
 
@@ -78,6 +79,8 @@ async fn row_04_whom_tls_turns_away() {
         // A façade each, for its complaints come once a second.
         let facade = tls.facade(&upstream.url(), &[]).await;
         is_turned_away(&tls, &facade, caller, because).await;
+        let counted = Scrape::of(&facade).await;
+        assert!(counted.value("sqril_connections_total{result=\"no_tls\"}") >= 1.0);
     }
     assert!(upstream.received().is_empty());
 }
@@ -140,9 +143,17 @@ async fn those_who_may_call() {
             .find(|name| name.starts_with("spiffe"))
             .unwrap_or(&names[0]);
         let line = facade.logged(|line| line["caller"] == **name).await;
-        assert_eq!(line["code"], "Ok");
+        assert_eq!(line["code"], "OK");
     }
     assert_eq!(upstream.received().len(), 4);
+    let scrape = Scrape::of(&facade).await;
+    let counted = |allowed_by: &str| {
+        scrape.value(&format!(
+            "sqril_caller_outcomes_total{{allowed_by=\"{allowed_by}\",outcome=\"applied\"}}"
+        ))
+    };
+    let allowed = [SHOP, "spiffe://test.example/ns/jobs/*", "batch.example"];
+    assert_eq!(allowed.map(counted), [1.0; 3]);
 }
 
 /// Whatever is asked for: what is not allowed to the caller is not told either.

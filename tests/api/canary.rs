@@ -8,20 +8,24 @@ use std::{
     time::Duration,
 };
 
+use axum::http::HeaderMap;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use sqril_grpc::{
     config::{self, Cli},
     customer::{CustomerId, CustomerUpdate, Field, HashKey, Private},
+    metrics::Metrics,
     pb::{self, UpdateCustomerRequest, customer_service_client::CustomerServiceClient},
     rest,
+    telemetry::{self, Instruments},
 };
 use tokio::net::TcpListener;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     certificates::Folder,
-    health::http_get,
+    collector::Collector,
+    health::{http_get, http_get_as},
     support::{Facade, HTML, JSON, Reply, Upstream, http, program, with},
 };
 
@@ -229,7 +233,76 @@ fn without_body() -> Vec<&'static str> {
         .collect()
 }
 
+/// Spans and exemplars, of calls that end in every way that has a span of its own.
+#[tokio::test]
+async fn spans_and_exemplars() {
+    let collector = Collector::start().await;
+    let (name, endpoint) = collector.variable();
+    let upstream = Upstream::start(Reply::Say(Vec::new())).await;
+    let folder = Folder::new();
+    let secret = folder.write("secret", SECRET);
+    let (url, key) = (upstream.url(), folder.write("key", HASH_KEY));
+    let flags = [
+        "--upstream-url",
+        &url,
+        "--client-id=someone",
+        "--client-secret-file",
+        &secret,
+        "--hash-key-file",
+        &key,
+        "--breaker=off",
+        "--retry-budget=0",
+        "--attempt-timeout=300ms",
+        "--connect-timeout=200ms",
+        "--drain-delay=0s",
+    ];
+    let variables = [
+        (name, endpoint.as_str()),
+        ALL_LEVELS,
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "authorization=canary-proxy-password",
+        ),
+    ];
+    let mut facade = Facade::start(&flags, &variables).await;
+    let profile =
+        serde_json::json!({"customer_id": ID, "occupation": GENDER, "email": EMAIL, "x": BODY});
+    let mut replies = vec![
+        Reply::Say(http(200, &[JSON], profile.to_string().as_bytes())),
+        Reply::SayAndReset(Vec::new()),
+        Reply::SayAndStall(Vec::new()),
+        Reply::SayAndClose(http(200, &[JSON], echo(SECRET).as_bytes())[..200].to_vec()),
+    ];
+    for status in [200, 302, 400, 401, 404, 422, 429, 500, 503] {
+        for secret in [SECRET, ""] {
+            replies.push(Reply::Say(http(status, &[JSON], echo(secret).as_bytes())));
+        }
+    }
+    let metadata = [
+        ("baggage", METADATA),
+        ("authorization", METADATA),
+        ("x-request-id", "for-canary-gender"),
+        ("traceparent", "canary-metadata"),
+        ("tracestate", "canary-metadata"),
+    ];
+    let calls = replies.len();
+    for reply in replies {
+        upstream.reply(reply);
+        drop(facade.call(with(an_update(), &metadata)).await);
+    }
+    is_quiet(&facade).await;
+    facade.signal("TERM");
+    assert_eq!(facade.ended().await.code(), Some(0));
+    is_clean(&facade.log(), "the log", &CANARIES);
+    let spans = collector.spans();
+    assert_eq!(spans.len(), 2 * calls);
+    is_clean(&format!("{:#?}", collector.received()), "spans", &CANARIES);
+}
+
 async fn is_quiet(facade: &Facade) {
+    let exemplars = http_get_as(facade.admin, "/metrics", "application/openmetrics-text").await;
+    assert!(exemplars.contains("# EOF"), "{exemplars}");
+    is_clean(&exemplars, "/metrics", &CANARIES);
     for path in ["/livez", "/readyz", "/metrics", "/version", "/"] {
         let said = http_get(facade.admin, path).await;
         is_clean(&said, path, &CANARIES);
@@ -633,10 +706,16 @@ async fn debug() {
         .as_ref()
         .map(|loaded| loaded.value.clone())
         .unwrap();
-    let client = rest::Client::new(serve.upstream.clone(), &credentials).unwrap();
-    let later = tokio::time::Instant::now() + Duration::from_secs(5);
-    let progress = std::sync::Arc::default();
-    let Err(unreachable) = client.update(&update, "r", later, &progress).await else {
+    let instruments = Instruments::default();
+    let metrics = instruments.metrics.clone();
+    let client = rest::Client::new(serve.upstream.clone(), &credentials, metrics).unwrap();
+    let errand = rest::Errand {
+        request_id: "r",
+        deadline: tokio::time::Instant::now() + Duration::from_secs(5),
+        progress: &std::sync::Arc::default(),
+        trace: &instruments.tracer.call(&HeaderMap::new(), "method"),
+    };
+    let Err(unreachable) = client.update(&update, &errand).await else {
         panic!("nobody is there")
     };
     show!(
@@ -692,7 +771,7 @@ fn a_panic() {
 #[test]
 #[ignore = "run by a_panic, in a process of its own"]
 fn panicking() {
-    sqril_grpc::telemetry::init(config::LogFormat::Json);
+    let _log = telemetry::init(config::LogFormat::Json, 100, &Metrics::default());
     let thread = std::thread::spawn(|| panic!("{EMAIL} {SECRET}"));
     assert!(thread.join().is_err());
     let unwrapped = |text: &str| text.parse::<u8>().map_err(|_| text.to_owned()).unwrap();

@@ -1,8 +1,14 @@
 //! The README keeps up with the program.
 
+use std::collections::BTreeSet;
+
 use sqril_grpc::grpc::Reason;
 
-use crate::support::program;
+use crate::{
+    certificates::{SHOP, Tls},
+    health::http_get,
+    support::{JSON, Upstream, an_update, program},
+};
 
 const README: &str = include_str!("../../README.md");
 
@@ -47,6 +53,95 @@ fn every_reason_is_in_the_readme() {
             reason.name()
         );
     }
+}
+
+/// The names that stand as code in a table's first column.
+fn first_column(page: &str) -> BTreeSet<String> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.flat_map(|row| {
+        let column = row.split(" |").next().unwrap();
+        let names = column.split("`, `");
+        names.map(|name| name.trim_end_matches('`').to_owned())
+    })
+    .collect()
+}
+
+const OBSERVABILITY: &str = include_str!("../../OBSERVABILITY.md");
+const RULES: &str = include_str!("../../deploy/observability/rules.yaml");
+const DASHBOARD: &str = include_str!("../../deploy/observability/dashboard.json");
+
+/// Each metric has its row, and each row its metric.
+#[tokio::test]
+async fn every_metric_is_explained() {
+    // With a certificate, a caller and a warning: what depends on the configuration is there only with it.
+    let tls = Tls::new();
+    let upstream = Upstream::answering(200, &[JSON], "{}").await;
+    let facade = tls.facade(&upstream.url(), &[]).await;
+    let mut shop = tls.client(&facade, Some(&tls.theirs.caller(SHOP))).await;
+    shop.update_customer(an_update()).await.unwrap();
+    let said = http_get(facade.admin, "/metrics").await;
+    let metrics: BTreeSet<_> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .map(str::to_owned)
+        .collect();
+    let is_metric = |name: &String| {
+        let prefixes = ["grpc_", "sqril_", "process_", "tokio_"];
+        prefixes.iter().any(|prefix| name.starts_with(prefix))
+    };
+    let explained: BTreeSet<_> = first_column(OBSERVABILITY)
+        .into_iter()
+        .filter(is_metric)
+        .collect();
+    assert_eq!(metrics, explained);
+
+    // What rules and dashboard ask for is there.
+    for (file, text) in [("rules", RULES), ("dashboard", DASHBOARD)] {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let asked = words.map(str::to_owned).filter(is_metric);
+        let labels = ["grpc_service", "grpc_code", "grpc_method", "sqril_grpc"];
+        let mut known = 0;
+        for word in asked.filter(|word| !labels.contains(&word.as_str())) {
+            let name = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| word.strip_suffix(suffix))
+                .unwrap_or(&word);
+            assert!(metrics.contains(name), "{word} of {file}");
+            known += 1;
+        }
+        assert!(known > 20, "{file}");
+    }
+}
+
+/// Each alert has its entry in the runbook and its test.
+#[test]
+fn every_alert_has_its_entry() {
+    let runbook = include_str!("../../deploy/observability/runbook.md");
+    let tests = include_str!("../../deploy/observability/rules_test.yaml");
+    let alerts = RULES
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let mut count = 0;
+    for alert in alerts {
+        let entry = runbook
+            .split("\n## ")
+            .find(|entry| entry.lines().next() == Some(alert));
+        let entry = entry.unwrap_or_else(|| panic!("{alert} is not in the runbook"));
+        assert!(
+            entry.contains("**Means.**") && entry.contains("o.**"),
+            "{alert}"
+        );
+        let anchor = format!("runbook: runbook.md#{}", alert.to_lowercase());
+        assert!(RULES.contains(&anchor), "{anchor}");
+        let fires = format!("alertname: {alert}, exp_alerts: [ {{");
+        let at_length = format!("alertname: {alert}\n        exp_alerts:\n          -");
+        assert!(
+            tests.contains(&fires) || tests.contains(&at_length),
+            "{alert} has no test"
+        );
+        count += 1;
+    }
+    assert!(count > 20);
 }
 
 /// Each test that is named in the threat model is there.

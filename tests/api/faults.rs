@@ -22,6 +22,7 @@ use tokio::{
 use tonic::Code;
 
 use crate::{
+    measured::Scrape,
     no_answer::TlsUpstream,
     support::{Facade, JSON, Received, Told, an_update, http, json, read_request, sqril},
 };
@@ -490,13 +491,18 @@ async fn row_08_circuit_open() {
     assert!((20..20 + 64).contains(&sent), "{sent} sent");
 
     facade
-        .logged(|line| line["message"] == "circuit breaker" && line["closed"] == false)
+        .logged(|line| line["message"] == "circuit breaker" && line["state"] == "open")
         .await;
     assert_eq!(
         crate::health::status(&facade, "sqril.upstream").await,
         "NOT_SERVING"
     );
     assert_eq!(crate::health::status(&facade, "").await, "SERVING");
+    let breaker = async || {
+        let scrape = Scrape::of(&facade).await;
+        ["sqril_breaker_open", "sqril_breaker_opened_total"].map(|name| scrape.value(name))
+    };
+    assert_eq!(breaker().await, [1.0, 1.0]);
 
     broken.store(false, Ordering::Relaxed);
     let began = Instant::now();
@@ -505,10 +511,11 @@ async fn row_08_circuit_open() {
         sleep(Duration::from_millis(100)).await;
     }
     facade
-        .logged(|line| line["message"] == "circuit breaker" && line["closed"] == true)
+        .logged(|line| line["message"] == "circuit breaker" && line["state"] == "closed")
         .await;
     assert_eq!(
         crate::health::status(&facade, "sqril.upstream").await,
         "SERVING"
     );
+    assert_eq!(breaker().await, [0.0, 1.0]);
 }

@@ -10,7 +10,10 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::support::{Facade, an_update, program};
+use crate::{
+    measured::Scrape,
+    support::{Facade, an_update, program},
+};
 
 const NAMES: [&str; 3] = ["", "sqril.customer.v1.CustomerService", "sqril.upstream"];
 
@@ -137,6 +140,7 @@ async fn the_admin_port() {
     assert!(get("/livez").await.starts_with("HTTP/1.1 200 "));
     assert!(get("/readyz").await.starts_with("HTTP/1.1 200 "));
     assert!(get("/").await.starts_with("HTTP/1.1 404 "));
+    assert!(get("/debug").await.starts_with("HTTP/1.1 404 "));
 
     // A call under way keeps the process, so there is time to look.
     let mut client = facade.client().await;
@@ -148,10 +152,16 @@ async fn the_admin_port() {
     facade.logged(|line| line["scenario"] == "sbx_stall").await;
     facade.signal("TERM");
     facade.logged(|line| line["message"] == "draining").await;
+    let ready = http_get(facade.admin, "/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
     assert!(
-        http_get(facade.admin, "/readyz")
-            .await
-            .starts_with("HTTP/1.1 503 ")
+        ready.ends_with("{\"ready\":false,\"reasons\":[\"draining\"],\"troubles\":{}}"),
+        "{ready}"
+    );
+    let scrape = Scrape::of(&facade).await;
+    assert_eq!(
+        (scrape.value("sqril_ready"), scrape.value("sqril_draining")),
+        (0.0, 1.0)
     );
     assert!(
         http_get(facade.admin, "/livez")
@@ -164,9 +174,14 @@ async fn the_admin_port() {
 }
 
 pub async fn http_get(address: std::net::SocketAddr, path: &str) -> String {
+    http_get_as(address, path, "*/*").await
+}
+
+pub async fn http_get_as(address: std::net::SocketAddr, path: &str, accept: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();

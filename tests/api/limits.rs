@@ -86,7 +86,7 @@ async fn row_07_draining() {
     upstream.go_on();
     raw.headers_of(1).await;
     facade
-        .logged(|line| line["message"] == "call" && line["code"] == "Ok")
+        .logged(|line| line["message"] == "call" && line["code"] == "OK")
         .await;
     drop(raw);
     assert_eq!(facade.ended().await.code(), Some(0));
@@ -199,7 +199,7 @@ async fn max_connection_age() {
     upstream.go_on();
     raw.headers_of(1).await;
     facade
-        .logged(|line| line["message"] == "call" && line["code"] == "Ok")
+        .logged(|line| line["message"] == "call" && line["code"] == "OK")
         .await;
 }
 

@@ -207,7 +207,7 @@ async fn ids_that_say_yes() {
     let line = facade
         .logged(|line| line["message"] == "call" && line["attempts"] == 2)
         .await;
-    assert_eq!(line["code"], "Ok");
+    assert_eq!(line["code"], "OK");
     let facade = Facade::start(&["--sandbox", "--retry-budget", "0"], &[]).await;
     let told = facade.refused(update_of("sbx_flaky")).await;
     told.is(Code::Unavailable, "UPSTREAM_UNAVAILABLE", "rejected");

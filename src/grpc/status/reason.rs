@@ -66,6 +66,29 @@ reasons! {
     InternalError = "INTERNAL_ERROR": "This service failed by a fault of its own.",
 }
 
+/// Sqril's own codes that are known: those that its answers are known to have.
+pub(in crate::grpc) const ANNOUNCED: [&str; 11] = [
+    "AUTHENTICATION_REQUIRED",
+    "CUSTOMER_NOT_ELIGIBLE",
+    "IMMUTABLE_FIELDS",
+    "INTERNAL_SERVER_ERROR",
+    "INVALID_CREDENTIALS",
+    "INVALID_REQUEST",
+    "KYC_REQUIRED",
+    "MISSING_REQUIRED_FIELD",
+    "PROVIDER_ERROR",
+    "RATE_LIMIT_EXCEEDED",
+    "RESOURCE_NOT_FOUND",
+];
+/// What stands for every other one: a code is Sqril's own text.
+pub(in crate::grpc) const OTHER: &str = "OTHER";
+
+/// A reason of Sqril's, as one of a fixed list.
+pub(super) fn announced(reason: &str) -> &'static str {
+    let known = ANNOUNCED.into_iter().find(|known| *known == reason);
+    known.unwrap_or(OTHER)
+}
+
 /// Sqril's code as a reason: upper-case, with `-`, `.` and blanks as `_`. `None` if that is not of AIP-193's form.
 pub(super) fn normalized(code: &str) -> Option<String> {
     let code: String = code
