@@ -27,7 +27,9 @@ use crate::{
     identity::Policy,
     incoming,
     reload::{Fault, Loaded, Source},
-    rest, telemetry, tls,
+    rest,
+    telemetry::{self, LogFormat},
+    tls,
 };
 
 const SECRET_VARIABLE: &str = "SQRIL_GRPC_CLIENT_SECRET";
@@ -102,15 +104,6 @@ pub struct Health {
     pub service: String,
     /// How long to wait.
     pub timeout: Duration,
-}
-
-/// The form of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Text,
 }
 
 impl ServeArgs {

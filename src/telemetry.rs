@@ -1,11 +1,13 @@
 //! What the process says of itself beyond numbers: the log, and traces.
 
+mod export;
 mod log;
 mod trace;
 
 pub use self::{
-    log::{Log, init},
-    trace::{Attempt, BuildError, Export, Target, Told, Trace, Tracer},
+    export::{BuildError, Export},
+    log::{Log, LogFormat, init},
+    trace::{Attempt, Target, Told, Trace, Tracer},
 };
 use crate::metrics::Metrics;
 

@@ -11,11 +11,12 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 use url::{Host, Url};
 
-use super::{LogFormat, cli::variable};
+use super::cli::variable;
 use crate::{
     identity::{FORWARDED_CERTIFICATE, Pattern},
     reload::Fault,
     rest,
+    telemetry::LogFormat,
 };
 
 /// Everything that is wrong with a configuration, a line each.

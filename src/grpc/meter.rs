@@ -15,7 +15,12 @@ use hyper::{
 use tonic::{Code, Status, body::Body, server::NamedService};
 use tracing::info;
 
-use super::{Call, Facade, Service, code, health, reflection, status::Outcome};
+use super::{
+    Facade, Service,
+    call::{Call, milliseconds},
+    code, health, reflection,
+    status::Outcome,
+};
 use crate::{
     identity::Caller,
     metrics::{Meter, Method, Metrics},
@@ -117,7 +122,7 @@ impl Running {
             outcome,
             attempts = 0,
             caller_gone = self.code == Code::Cancelled,
-            duration_ms = super::milliseconds(took),
+            duration_ms = milliseconds(took),
             "call"
         );
     }

@@ -20,12 +20,21 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::{config::LogFormat, metrics::Metrics};
+use crate::metrics::Metrics;
 
 /// How long lines are gathered.
 const GATHER: Duration = Duration::from_millis(10);
 /// How often lost lines are looked for.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
 
 /// A writer that lines are gathered for: waking a thread for each of them would cost more than writing it does. The first
 /// of them is written at once.

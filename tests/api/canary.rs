@@ -771,7 +771,7 @@ fn a_panic() {
 #[test]
 #[ignore = "run by a_panic, in a process of its own"]
 fn panicking() {
-    let _log = telemetry::init(config::LogFormat::Json, 100, &Metrics::default());
+    let _log = telemetry::init(telemetry::LogFormat::Json, 100, &Metrics::default());
     let thread = std::thread::spawn(|| panic!("{EMAIL} {SECRET}"));
     assert!(thread.join().is_err());
     let unwrapped = |text: &str| text.parse::<u8>().map_err(|_| text.to_owned()).unwrap();
