@@ -57,7 +57,7 @@ pub(super) fn traces(faults: &mut Faults) -> Option<Export> {
         demand(
             variable,
             &is_endpoint,
-            "must be a URL, such as http://localhost:4317",
+            "must be a URL without credentials, such as http://localhost:4317",
         );
     }
     for variable in PROTOCOLS {
@@ -88,8 +88,12 @@ pub(super) fn traces(faults: &mut Faults) -> Option<Export> {
     })
 }
 
+/// Credentials have a variable of their own, `OTEL_EXPORTER_OTLP_HEADERS`.
 fn is_endpoint(text: &str) -> bool {
-    Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+    Url::parse(text).is_ok_and(|url| {
+        let bare = url.username().is_empty() && url.password().is_none();
+        bare && matches!(url.scheme(), "http" | "https") && url.has_host()
+    })
 }
 
 /// A variable's value; an empty one is none.

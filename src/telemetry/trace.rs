@@ -24,6 +24,9 @@ use super::export::{BuildError, Export, Sdk};
 use crate::metrics::{Exemplar, Metrics};
 
 const TRACEPARENT: &str = "traceparent";
+/// The longest header of a caller's context that is kept: nobody must pass on a longer `tracestate` (W3C Trace Context,
+/// section 3.3.1.5), and a queue full of spans holds one each.
+const MAX_CONTEXT_BYTES: usize = 512;
 
 /// Makes spans, or none. Clones send to the same collector.
 #[derive(Clone, Default)]
@@ -250,7 +253,8 @@ struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
+        let text = self.0.get(key)?.to_str().ok()?;
+        (text.len() <= MAX_CONTEXT_BYTES).then_some(text)
     }
 
     fn keys(&self) -> Vec<&str> {
