@@ -26,8 +26,8 @@
 //! | [`sandbox`] | the embedded Sqril |
 //!
 //! Arrows point one way: `customer` knows no other room, `rest` knows `customer`, `grpc` knows `customer`, `pb`,
-//! `identity` and the types of `rest`, `incoming` knows `grpc`'s gate; all may know `metrics` and `telemetry`, which know no
-//! other room; only `app` sees all. tonic is named in `pb`, `grpc` and `app` alone, reqwest in `rest`, rustls in `tls`,
+//! `identity` and the types of `rest`, `incoming` knows `grpc`'s gate; those that do something may know `metrics` and `telemetry`, which
+//! know no other room than each other; only `app` sees all. tonic is named in `pb`, `grpc` and `app` alone, reqwest in `rest`, rustls in `tls`,
 //! OpenTelemetry in `telemetry`, Prometheus' library in `metrics`.
 //!
 //! # Decisions

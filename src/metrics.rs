@@ -1,9 +1,9 @@
 //! What is counted and measured, for `/metrics`. Every metric is declared here, with its help and its unit; others see
 //! only methods with names.
 //!
-//! No label comes from outside: each is one of a fixed list of names, or of those in the configuration, so that nothing a peer says can make the number of
-//! series grow, or show a value. What is known beforehand is there from the start, at zero, so that the first time is
-//! seen as a change.
+//! No label comes from outside: each is one of a fixed list of names, or of those in the configuration, so that nothing a
+//! peer says can make the number of series grow, or show a value. What is known beforehand is there from the start, at
+//! zero, so that the first time is seen as a change.
 
 mod exposition;
 mod labels;

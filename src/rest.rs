@@ -241,10 +241,8 @@ impl Client {
             .trace
             .attempt(&self.target, errand.progress.attempts());
         let authorization = self.authorization.load_full();
-        let (started, end) = (
-            Instant::now(),
-            Instant::now() + self.settings.attempt_timeout,
-        );
+        let started = Instant::now();
+        let end = started + self.settings.attempt_timeout;
         let request = self.request(update, errand, &authorization, span.header());
         let (status, mut result) = match self.send(request, end, errand.progress).await {
             Ok(response) => {

@@ -3,6 +3,7 @@
 
 use std::env;
 
+use hyper::header::HeaderName;
 use url::Url;
 
 use super::read::Faults;
@@ -25,6 +26,14 @@ const NUMBERS: [&str; 5] = [
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
     "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
     "OTEL_EXPORTER_OTLP_TIMEOUT",
+];
+const HEADERS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+];
+const COMPRESSIONS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_COMPRESSION",
 ];
 const SAMPLERS: [&str; 6] = [
     "always_on",
@@ -67,6 +76,16 @@ pub(super) fn traces(faults: &mut Faults) -> Option<Export> {
         let is_number = |text: &str| (1..=1_000_000).contains(&text.parse().unwrap_or(0));
         demand(variable, &is_number, "must be a number from 1 to 1000000");
     }
+    for variable in HEADERS {
+        demand(variable, &are_headers, "must be name=value, with , between");
+    }
+    for variable in COMPRESSIONS {
+        demand(
+            variable,
+            &|compression| compression == "gzip",
+            "must be gzip",
+        );
+    }
     let what = format!("must be one of {}", SAMPLERS.join(", "));
     demand(
         "OTEL_TRACES_SAMPLER",
@@ -93,6 +112,13 @@ fn is_endpoint(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| {
         let bare = url.username().is_empty() && url.password().is_none();
         bare && matches!(url.scheme(), "http" | "https") && url.has_host()
+    })
+}
+
+fn are_headers(text: &str) -> bool {
+    text.split_terminator(',').all(|header| {
+        let pair = header.split_once('=');
+        pair.is_some_and(|(name, _)| HeaderName::from_bytes(name.trim().as_bytes()).is_ok())
     })
 }
 

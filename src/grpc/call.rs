@@ -372,6 +372,7 @@ mod tests {
     use tonic_types::StatusExt;
 
     use super::*;
+    use crate::metrics::Format;
 
     /// Row 46: the caller of a task that panicked is told what is known of its update.
     #[tokio::test]
@@ -383,8 +384,9 @@ mod tests {
             assert!(call.progress.begin());
             assert!(!sent || call.progress.send());
             let (caller, answer) = oneshot::channel::<Answer>();
+            let running = Arc::clone(&call);
             let task = tokio::spawn(async move {
-                let _caller = caller;
+                let (_caller, _bug) = (caller, ToldOnPanic(&running));
                 panic!("on purpose");
             });
             let later = Moment::now() + Duration::from_secs(60);
@@ -396,6 +398,14 @@ mod tests {
                 (Code::Internal, "INTERNAL_ERROR")
             );
             assert_eq!(info.metadata["upstream_outcome"], outcome);
+            // The task has written it down, once.
+            let counted = instruments.metrics.encode(Format::Text);
+            for series in [
+                "sqril_errors_total{reason=\"INTERNAL_ERROR\"} 1\n",
+                &format!("sqril_update_outcomes_total{{outcome=\"{outcome}\"}} 1\n"),
+            ] {
+                assert!(counted.contains(series), "{series} in {counted}");
+            }
         }
     }
 }

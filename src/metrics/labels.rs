@@ -54,7 +54,7 @@ pub enum Connection {
     NotAccepted,
     /// No TLS session came of it.
     NoTls,
-    /// It did not begin HTTP/2 in time, or began with something else.
+    /// It did not begin HTTP/2 in time, or before the process left; or it began with something else.
     NoHttp2,
     /// It was cut, for its caller's certificate is no longer trusted.
     Cut,

@@ -14,7 +14,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use sqril_grpc::{
     config::{self, Cli},
     customer::{CustomerId, CustomerUpdate, Field, HashKey, Private},
-    metrics::Metrics,
+    metrics::{Format, Metrics},
     pb::{self, UpdateCustomerRequest, customer_service_client::CustomerServiceClient},
     rest,
     telemetry::{self, Instruments},
@@ -239,32 +239,15 @@ async fn spans_and_exemplars() {
     let collector = Collector::start().await;
     let (name, endpoint) = collector.variable();
     let upstream = Upstream::start(Reply::Say(Vec::new())).await;
-    let folder = Folder::new();
-    let secret = folder.write("secret", SECRET);
-    let (url, key) = (upstream.url(), folder.write("key", HASH_KEY));
-    let flags = [
-        "--upstream-url",
-        &url,
-        "--client-id=someone",
-        "--client-secret-file",
-        &secret,
-        "--hash-key-file",
-        &key,
-        "--breaker=off",
-        "--retry-budget=0",
-        "--attempt-timeout=300ms",
-        "--connect-timeout=200ms",
-        "--drain-delay=0s",
-    ];
     let variables = [
         (name, endpoint.as_str()),
-        ALL_LEVELS,
         (
             "OTEL_EXPORTER_OTLP_HEADERS",
             "authorization=canary-proxy-password",
         ),
     ];
-    let mut facade = Facade::start(&flags, &variables).await;
+    let soon = ["--attempt-timeout=300ms", "--connect-timeout=200ms"];
+    let (mut facade, _folder) = talkative_among(&variables, &upstream.url(), &soon).await;
     let profile =
         serde_json::json!({"customer_id": ID, "occupation": GENDER, "email": EMAIL, "x": BODY});
     let mut replies = vec![
@@ -317,6 +300,15 @@ const ALL_LEVELS: (&str, &str) = (
 
 /// A façade that would write everything down if it did.
 async fn talkative(upstream: &str, more: &[&str]) -> (Facade, Folder) {
+    talkative_among(&[], upstream, more).await
+}
+
+/// The same among these variables.
+async fn talkative_among(
+    variables: &[(&str, &str)],
+    upstream: &str,
+    more: &[&str],
+) -> (Facade, Folder) {
     let folder = Folder::new();
     let (secret, key) = (
         folder.write("secret", SECRET),
@@ -334,7 +326,8 @@ async fn talkative(upstream: &str, more: &[&str]) -> (Facade, Folder) {
         "--retry-budget=0",
         "--drain-delay=0s",
     ];
-    let facade = Facade::start(&[&flags, more].concat(), &[ALL_LEVELS]).await;
+    let variables = [variables, &[ALL_LEVELS]].concat();
+    let facade = Facade::start(&[&flags, more].concat(), &variables).await;
     (facade, folder)
 }
 
@@ -771,9 +764,15 @@ fn a_panic() {
 #[test]
 #[ignore = "run by a_panic, in a process of its own"]
 fn panicking() {
-    let _log = telemetry::init(telemetry::LogFormat::Json, 100, &Metrics::default());
+    let metrics = Metrics::default();
+    let _log = telemetry::init(telemetry::LogFormat::Json, 100, &metrics);
     let thread = std::thread::spawn(|| panic!("{EMAIL} {SECRET}"));
     assert!(thread.join().is_err());
     let unwrapped = |text: &str| text.parse::<u8>().map_err(|_| text.to_owned()).unwrap();
     assert!(std::thread::spawn(move || unwrapped(ID)).join().is_err());
+    assert!(
+        metrics
+            .encode(Format::Text)
+            .contains("sqril_panics_total 2\n")
+    );
 }

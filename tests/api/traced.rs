@@ -501,6 +501,9 @@ fn variables_that_cannot_be_used() {
         ("OTEL_TRACES_EXPORTER", "jaeger"),
         ("OTEL_TRACES_SAMPLER", "sometimes"),
         ("OTEL_TRACES_SAMPLER_ARG", "2"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "canary"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=1,b c=canary"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
         ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
     ] {
